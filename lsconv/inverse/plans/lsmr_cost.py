@@ -14,20 +14,14 @@ from lsconv.border.cost_model import direct_work, plan_bytes
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.convolution_cost import matrix_operations
 from lsconv.operators.dtypes import direct_rtol
-from lsconv.operators.fft_convolution import short_fft_length
 from lsconv.operators.memory import allowed_bytes
 
-__all__ = ["SETUP_BYTE_WORK", "border_setup_work", "iteration_work", "iterations_needed", "transform_grid"]
+__all__ = ["CALLS", "SETUP_BYTE_WORK", "border_setup_work", "iteration_work", "iterations_needed"]
 
 # The setup of the border takes the time of this many operations of a factorisation for each byte of its plan.
 SETUP_BYTE_WORK = 25
 # The overhead of calling torch in one iteration of LSMR, in operations: a third of that in one on the border.
-_CALLS = 8e6
-
-
-def transform_grid(A: Convolution) -> list[int]:
-    """The sizes of the grid on which A is applied by Fourier transforms."""
-    return [short_fft_length(n + k - 1) for n, k in zip(A.spatial_in, A.kernel_extent, strict=True)]
+CALLS = 8e6
 
 
 def border_setup_work(A: Convolution, damp_shape: tuple[int, ...] = ()) -> float:
@@ -40,7 +34,7 @@ def border_setup_work(A: Convolution, damp_shape: tuple[int, ...] = ()) -> float
 
 def iteration_work(A: Convolution) -> float:
     """The work of one iteration of LSMR, which applies A and its adjoint."""
-    return matrix_operations(A.nanoseconds(transposed=False) + A.nanoseconds(transposed=True)) + _CALLS
+    return matrix_operations(A.nanoseconds(transposed=False) + A.nanoseconds(transposed=True)) + CALLS
 
 
 def iterations_needed(A: Convolution, damp: Tensor | float, norm: Tensor) -> Tensor:

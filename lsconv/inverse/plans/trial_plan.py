@@ -14,7 +14,7 @@ from lsconv.border.cost_model import DirectWork, direct_work
 from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.inverse.plans.krylov_plan import KrylovPlan
-from lsconv.inverse.plans.lsmr_cost import border_setup_work, iteration_work, iterations_needed, transform_grid
+from lsconv.inverse.plans.lsmr_cost import CALLS, border_setup_work, iteration_work, iterations_needed
 from lsconv.inverse.plans.planes import Planes, is_one_sided
 from lsconv.krylov.loop.batch_groups import in_groups
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
@@ -28,11 +28,12 @@ from lsconv.operators.algebra import Adjoint
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import direct_rtol
+from lsconv.operators.fft_convolution import short_fft_length
 from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["TrialPlan", "trial"]
 
-# LSMR seldom converges in fewer iterations, so that no trial is made with a smaller limit.
+# The first solve by the border calls torch about as often as this many iterations, and a layer seldom needs fewer.
 _FEWEST_ITERATIONS = 30
 
 
@@ -47,9 +48,9 @@ def trial(A: Convolution, damp: Tensor | float, planes: Planes | None) -> TrialP
        smaller: no trial.
     2. A damped blur of lines or volumes, of stride one and without padding: LSMR preconditioned by the circulant. A
        volume whose expected iterations are too many goes on to the other cases.
-    3. A limit below :data:`_FEWEST_ITERATIONS`, or an undamped blur of stride one: no trial.
-    4. A layer, or an undamped blur with a stride: LSMR.
-    5. A damped blur: LSMR where the bound of conjugate gradients on the iterations is within the limit.
+    3. A damped blur: LSMR where the bound of conjugate gradients on the iterations is within the limit.
+    4. A limit below :data:`_FEWEST_ITERATIONS`, or an undamped blur of stride one: no trial.
+    5. A layer, or an undamped blur with a stride: LSMR.
 
     Args:
         A: a convolution that the border serves.
@@ -68,13 +69,12 @@ def trial(A: Convolution, damp: Tensor | float, planes: Planes | None) -> TrialP
         if preconditioned is not None or A.ndim == 1:
             return preconditioned
     setup = border_setup_work(A, tuple(damping.shape)) if planes is None else planes.work
-    limit = int(setup / iteration)
-    if limit < _FEWEST_ITERATIONS or (blur and undamped and unit_stride):
-        return None
     if not blur or undamped:
-        return TrialPlan(A, damp, limit)
-    # norm_bound is far above ||A|| for kernels of mixed sign, and the norm of the symbol is close to ||A||
-    needed = iterations_needed(A, damp, _symbol_norm(A, transform_grid(A)) if A.ndim < 3 else norm_bound(A))
+        limit = int(setup / iteration)
+        return None if limit < _FEWEST_ITERATIONS or (blur and unit_stride) else TrialPlan(A, damp, limit)
+    limit = int((setup + _FEWEST_ITERATIONS * CALLS) / iteration)
+    # norm_bound is far above ||A|| for kernels of mixed sign, and the norm of the circulant is close to ||A||
+    needed = iterations_needed(A, damp, _circulant_norm(A) if A.ndim < 3 else norm_bound(A))
     return TrialPlan(A, damp, limit, expected=float(needed.max())) if bool((needed <= limit).all()) else None
 
 
@@ -96,12 +96,22 @@ def _preconditioned(A: Convolution, damp: Tensor | float, planes: Planes | None,
     return TrialPlan(A, damp, int(min(limit, 4 * expected)), preconditioned=True, expected=expected)
 
 
-def _symbol_norm(A: Convolution, grid: list[int]) -> Tensor:
-    """The norm of the circulant of a blur, the largest modulus of its symbol on the grid, ``(*A.batch_shape)``."""
-    weight = A.weight.detach()
-    transform = torch.fft.fftn if A.is_complex else torch.fft.rfftn
-    symbol = transform(weight, s=grid, dim=tuple(range(-A.ndim, 0)))
-    return symbol.abs().double().flatten(len(A.batch_shape)).amax(-1)
+def _circulant_norm(A: Convolution) -> Tensor:
+    r"""The norm of the circulant of a blur, which bounds that of the blur, ``(*A.batch_shape)``.
+
+    A stride of s folds the symbol: the squared norm is the largest mean of its squared modulus over the :math:`s^d`
+    frequencies that the stride does not tell apart.
+    """
+    grid = [
+        step * short_fft_length(-(-(n + k - 1) // step))
+        for n, k, step in zip(A.spatial_in, A.kernel_extent, A.stride, strict=True)
+    ]
+    transform = torch.fft.rfftn if set(A.stride) == {1} and not A.is_complex else torch.fft.fftn
+    squares = transform(A.weight.detach(), s=grid, dim=tuple(range(-A.ndim, 0))).abs().double().square()
+    for a, step in enumerate(A.stride, start=-A.ndim):
+        if step > 1:
+            squares = squares.unflatten(a, (step, -1)).mean(a - 1)
+    return squares.flatten(len(A.batch_shape)).amax(-1).sqrt()
 
 
 class TrialPlan(KrylovPlan):

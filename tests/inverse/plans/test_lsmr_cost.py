@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 
 import lsconv
-from lsconv.inverse.plans.lsmr_cost import iteration_work, iterations_needed, transform_grid
+from lsconv.inverse.plans.lsmr_cost import iteration_work, iterations_needed
 
 
 def test_a_long_kernel_costs_transforms_and_a_short_one_its_taps() -> None:
     grids = [lsconv.Conv2d(torch.rand(1, 1, k, k), (64, 64)) for k in (3, 41, 61)]
-    assert all(n >= 64 + k - 1 for A, k in zip(grids, (3, 41, 61), strict=True) for n in transform_grid(A))
     short, long, longer = (iteration_work(A) for A in grids)
     assert short < long
     assert longer < 2 * long  # not the ratio of the taps

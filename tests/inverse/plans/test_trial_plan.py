@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ import lsconv
 from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.normal_inverse import Stage
 from lsconv.border.plan import BorderPlan
-from lsconv.inverse.plans.trial_plan import TrialPlan
+from lsconv.inverse.plans.trial_plan import TrialPlan, _circulant_norm
 from lsconv.inverse.route import fallback_plan, route
 from lsconv.inverse.solve import Fallback, solve
 from lsconv.krylov.loop import batch_groups
@@ -165,10 +167,12 @@ def test_strongly_damped_planes_are_tried_unless_a_batch_would_cost_more() -> No
     A = planes()
     plan = route(A, 1.0)
     assert isinstance(plan, TrialPlan)
-    y = torch.randn(12, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    assert not plan.gives_way(y[:1])
-    assert plan.gives_way(y)
-    item = y[0, :1].expand(A.out_shape).clone()
+    assert plan.most is not None
+    assert plan.expected is not None
+    y = torch.randn(A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert not plan.gives_way(y[None])
+    assert plan.gives_way(y.expand(1 + int(2 * plan.most / plan.expected), *A.out_shape))
+    item = y[:1].expand(A.out_shape).clone()
     solution = plan.solve(item)
     assert solution.converged
     exact = lsconv.cgls(lsconv.Conv2d(A.weight[:1], (128, 128), stride=4, padding=4), item[:1], damp=1.0, rtol=1e-13).x
@@ -437,3 +441,20 @@ def test_complex_layers_are_tried_in_their_own_precision(dtype: torch.dtype, str
     eye = torch.eye(D.shape[1], dtype=D.dtype)
     expected = torch.linalg.solve(D.mH @ D + 0.01 * eye, D.mH @ y.to(D.dtype).flatten())
     assert float((solution.x.flatten() - expected).norm() / expected.norm()) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "dtype"),
+    [((20, 17), (3, 4), (2, 3), torch.float64), ((21,), (5,), (4,), torch.float64),
+     ((16, 16), (3, 3), (1, 1), torch.float64),
+     ((15, 12), (5, 2), (2, 1), torch.complex128)],
+)  # fmt: skip
+def test_the_norm_of_the_circulant_is_a_close_bound_with_strides_too(
+    size: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(1, 1, *kernel, dtype=dtype, generator=generator)
+    make: Any = lsconv.Conv1d if len(size) == 1 else lsconv.Conv2d
+    A = make(weight, size, stride=stride, padding=1)
+    norm = float(torch.linalg.matrix_norm(A.to_dense().reshape(A.out_numel, A.in_numel), 2))
+    assert norm <= float(_circulant_norm(A)) <= 1.2 * norm
