@@ -23,7 +23,16 @@ from lsconv.operators.dtypes import ROUNDING, double
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["CONTRACTION", "WORK_ARRAYS", "DirectPlan", "Rank", "in_double", "inverse_values", "refinements"]
+__all__ = [
+    "CONTRACTION",
+    "WORK_ARRAYS",
+    "DirectPlan",
+    "Rank",
+    "RefinedPlan",
+    "in_double",
+    "inverse_values",
+    "refinements",
+]
 
 # The memory of matrix, factors and LAPACK's work array, relative to the matrix.
 WORK_ARRAYS = 6
@@ -224,6 +233,44 @@ class DirectPlan(Plan):
     def __repr__(self) -> str:
         name, A = type(self).__name__, self.A
         return f"{name}({A.in_shape} -> {A.out_shape}, rcond={self.rcond:g}, {A.device})"
+
+
+class RefinedPlan(DirectPlan):
+    """The setup of a direct solve with an operator near A, whose answers are refined by residuals of A.
+
+    Subclasses provide the factors and the three maps of the operator near A.
+    """
+
+    _steps: int  # the number of refinement steps, see :func:`refinements`
+
+    def _near_inverse(self, y: Tensor) -> Tensor:
+        """``(B^H B + mu)^+ B^H y``, B being the operator near A."""
+        raise NotImplementedError
+
+    def _near_inverse_adjoint(self, v: Tensor) -> Tensor:
+        """``B (B^H B + mu)^+ v``."""
+        raise NotImplementedError
+
+    def _near_normal(self, g: Tensor) -> Tensor:
+        """``(B^H B + mu)^+ g``."""
+        raise NotImplementedError
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        x = self._near_inverse(y)
+        for _ in range(self._steps):
+            gradient = self.precise.adjoint(y - self.precise.apply(x))
+            x = x + self._near_normal(gradient - self._damped(x))
+        return x
+
+    def _inverse_adjoint(self, v: Tensor) -> Tensor:
+        return self.precise.apply(self._normal(v)) if self._steps else self._near_inverse_adjoint(v)
+
+    def _normal(self, g: Tensor) -> Tensor:
+        v = self._near_normal(g)
+        for _ in range(self._steps):
+            back = self.precise.adjoint(self.precise.apply(v))
+            v = v + self._near_normal(g - back - self._damped(v))
+        return v
 
 
 def in_double(A: LinearOperator) -> LinearOperator:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError
-from lsconv.factored.direct_plan import CONTRACTION, WORK_ARRAYS, DirectPlan, Rank, inverse_values, refinements
+from lsconv.factored.direct_plan import CONTRACTION, WORK_ARRAYS, Rank, RefinedPlan, inverse_values, refinements
 from lsconv.operators.batch_layout import broadcast_shapes, in_blocks, in_items, over_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import ROUNDING, double
@@ -125,7 +125,7 @@ def along_axes(factors: list[Tensor], z: Tensor) -> Tensor:
     return z.reshape(*batch, groups * z.shape[3], *z.shape[4:])
 
 
-class SeparablePlan(DirectPlan):
+class SeparablePlan(RefinedPlan):
     """Setup of the solve axis by axis; :meth:`solve` answers right-hand sides.
 
     The arguments are those of :class:`~lsconv.factored.direct_plan.DirectPlan`, for a convolution whose kernel is
@@ -237,26 +237,13 @@ class SeparablePlan(DirectPlan):
 
     # ------------------------------------------------------------------ the maps
 
-    def _inverse(self, y: Tensor) -> Tensor:
-        x = self._map(y, self.A.out_shape, self._left, self._right, self.A.in_shape)
-        for _ in range(self._steps):
-            gradient = self.precise.adjoint(y - self.precise.apply(x))
-            x = x + self._approximate_normal(gradient - self._damped(x))
-        return x
+    def _near_inverse(self, y: Tensor) -> Tensor:
+        return self._map(y, self.A.out_shape, self._left, self._right, self.A.in_shape)
 
-    def _inverse_adjoint(self, v: Tensor) -> Tensor:
-        if self._steps:
-            return self.precise.apply(self._normal(v))
+    def _near_inverse_adjoint(self, v: Tensor) -> Tensor:
         return self._map(v, self.A.in_shape, self._right, self._left, self.A.out_shape)
 
-    def _normal(self, g: Tensor) -> Tensor:
-        v = self._approximate_normal(g)
-        for _ in range(self._steps):
-            back = self.precise.adjoint(self.precise.apply(v))
-            v = v + self._approximate_normal(g - back - self._damped(v))
-        return v
-
-    def _approximate_normal(self, g: Tensor) -> Tensor:
+    def _near_normal(self, g: Tensor) -> Tensor:
         """Solve the normal equations of the separable kernel, without refinement."""
         through = functools.partial(self._map, g, self.A.in_shape, self._right, self._right, self.A.in_shape)
         damped = self.damp > 0

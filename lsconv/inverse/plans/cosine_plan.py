@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ConvergenceWarning, MethodError
-from lsconv.factored.direct_plan import CONTRACTION, DirectPlan, refinements
+from lsconv.factored.direct_plan import CONTRACTION, RefinedPlan, refinements
 from lsconv.krylov.cg import cg
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
@@ -51,7 +51,7 @@ from lsconv.operators.padding_modes import MODES
 __all__ = ["CosinePlan"]
 
 
-class CosinePlan(DirectPlan):
+class CosinePlan(RefinedPlan):
     """Setup of the solve in the basis of cosines; :meth:`solve` answers right-hand sides.
 
     The arguments are those of :class:`~lsconv.factored.direct_plan.DirectPlan`, for a convolution that
@@ -156,26 +156,13 @@ class CosinePlan(DirectPlan):
 
     # ------------------------------------------------------------------ the maps
 
-    def _inverse(self, y: Tensor) -> Tensor:
-        x = self._map(y, self._c, self._h)
-        for _ in range(self._steps):
-            gradient = self.precise.adjoint(y - self.precise.apply(x))
-            x = x + self._even_normal(gradient - self._damped(x))
-        return x
+    def _near_inverse(self, y: Tensor) -> Tensor:
+        return self._map(y, self._c, self._h)
 
-    def _inverse_adjoint(self, v: Tensor) -> Tensor:
-        if self._steps:
-            return self.precise.apply(self._normal(v))
+    def _near_inverse_adjoint(self, v: Tensor) -> Tensor:
         return self._map(v, self._c, self._h, -1)
 
-    def _normal(self, g: Tensor) -> Tensor:
-        v = self._even_normal(g)
-        for _ in range(self._steps):
-            back = self.precise.adjoint(self.precise.apply(v))
-            v = v + self._even_normal(g - back - self._damped(v))
-        return v
-
-    def _even_normal(self, g: Tensor) -> Tensor:
+    def _near_normal(self, g: Tensor) -> Tensor:
         """Solve the normal equations of the even part of the kernel; without damping ``A^+ (A^+)^H g``."""
         if not bool(self._undamped.any()):
             return self._map(g, self._h, self._h)
