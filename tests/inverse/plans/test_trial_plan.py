@@ -184,7 +184,8 @@ def test_planes_with_less_damping_and_batches_of_planes_go_to_the_border() -> No
     A = planes()
     assert isinstance(route(A, 0.05), BorderPlan)
     inverse = lsconv.pinv(A, damp=1.0)
-    y = torch.randn(12, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    items = 1 + int(2 * inverse.plan.most / inverse.plan.expected)
+    y = torch.randn(items, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     solution = inverse.solve(y)
     assert solution.converged.all()
     assert inverse.plan.total == 0  # LSMR was not asked
