@@ -16,7 +16,14 @@ from lsconv.operators.convolution_cost import matrix_operations
 from lsconv.operators.dtypes import direct_rtol
 from lsconv.operators.memory import allowed_bytes
 
-__all__ = ["CALLS", "SETUP_BYTE_WORK", "border_setup_work", "iteration_work", "iterations_needed"]
+__all__ = [
+    "CALLS",
+    "SETUP_BYTE_WORK",
+    "border_iteration_work",
+    "border_setup_work",
+    "iteration_work",
+    "iterations_needed",
+]
 
 # The setup of the border takes the time of this many operations of a factorisation for each byte of its plan.
 SETUP_BYTE_WORK = 25
@@ -25,11 +32,19 @@ CALLS = 8e6
 
 
 def border_setup_work(A: Convolution, damp_shape: tuple[int, ...] = ()) -> float:
-    """The work of the first solve by the border: with factors, or by iteration where these cost more or do not fit."""
-    factors = direct_work(A, damp_shape)
-    iterated = SETUP_BYTE_WORK * plan_bytes(A, damp_shape)
+    """The work of the first solve by the border: with factors, or by iteration where these cost more or do not fit.
+
+    With a stride, the factors of many groups take several times longer than their operations say, and do not count.
+    """
+    factors, iterated = direct_work(A, damp_shape), border_iteration_work(A, damp_shape)
     fit = factors.bytes <= allowed_bytes(None, A.device)
-    return min(factors.setup + factors.solve, iterated) if fit else iterated
+    counts = fit and (A.groups == 1 or set(A.stride) == {1})
+    return min(factors.setup + factors.solve, iterated) if counts else iterated
+
+
+def border_iteration_work(A: Convolution, damp_shape: tuple[int, ...] = ()) -> float:
+    """The work of the first solve by the border where it iterates."""
+    return SETUP_BYTE_WORK * plan_bytes(A, damp_shape)
 
 
 def iteration_work(A: Convolution) -> float:

@@ -14,7 +14,13 @@ from lsconv.border.cost_model import DirectWork, direct_work
 from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.inverse.plans.krylov_plan import KrylovPlan
-from lsconv.inverse.plans.lsmr_cost import CALLS, border_setup_work, iteration_work, iterations_needed
+from lsconv.inverse.plans.lsmr_cost import (
+    CALLS,
+    border_iteration_work,
+    border_setup_work,
+    iteration_work,
+    iterations_needed,
+)
 from lsconv.inverse.plans.planes import Planes, is_one_sided
 from lsconv.krylov.loop.batch_groups import in_groups
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
@@ -273,12 +279,17 @@ class TrialPlan(KrylovPlan):
         """Tell whether the fallback should solve for ``y``, ``(*batch, *out_shape)``.
 
         It should where the plan is :attr:`exhausted`, or where the iterations that all items of y are expected to take
-        exceed twice the limit. Where :attr:`expected` is None, :data:`_FEWEST_ITERATIONS` are assumed of each item.
+        exceed twice the limit. Where :attr:`expected` is None, :data:`_FEWEST_ITERATIONS` are assumed of each item, and
+        the limit is that of a border that iterates, which has no factors before its solves have cost as much.
         """
-        items = y.numel() // self.A.out_numel
-        expected = _FEWEST_ITERATIONS if self.expected is None else self.expected
-        many = self.most is not None and items * expected > 2 * self.most
-        return many or self.exhausted
+        if self.most is None:
+            return self.exhausted
+        items, expected, most = y.numel() // self.A.out_numel, self.expected, self.most
+        if expected is None:
+            A, damping = _convolution(self.A), torch.as_tensor(self.damp)
+            iterated = border_iteration_work(A, tuple(damping.shape)) / iteration_work(A)
+            expected, most = _FEWEST_ITERATIONS, max(most, int(iterated))
+        return items * expected > 2 * most or self.exhausted
 
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``, ``(*batch, *out_shape)``, without a limit on the iterations."""

@@ -459,3 +459,13 @@ def test_the_norm_of_the_circulant_is_a_close_bound_with_strides_too(
     A = make(weight, size, stride=stride, padding=1)
     norm = float(torch.linalg.matrix_norm(A.to_dense().reshape(A.out_numel, A.in_numel), 2))
     assert norm <= float(_circulant_norm(A)) <= 1.2 * norm
+
+
+def test_lsmr_is_tried_on_depthwise_blurs_with_a_stride_and_on_small_batches_of_layers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    depthwise = lsconv.Conv2d(torch.randn(32, 1, 3, 3, generator=generator), (48, 48), padding=1, stride=2, groups=32)
+    assert isinstance(route(depthwise, 0.1 * float(lsconv.norm(depthwise))), TrialPlan)
+    layer = lsconv.Conv2d(torch.randn(8, 8, 3, 3, generator=generator), (24, 24), padding=1)
+    plan = route(layer, 0.1 * float(lsconv.norm(layer)))
+    assert isinstance(plan, TrialPlan)
+    assert not plan.gives_way(torch.zeros(8, *layer.out_shape))
