@@ -282,14 +282,18 @@ class TrialPlan(KrylovPlan):
         exceed twice the limit. Where :attr:`expected` is None, :data:`_FEWEST_ITERATIONS` are assumed of each item, and
         the limit is that of a border that iterates, which has no factors before its solves have cost as much.
         """
+        items = y.numel() // self.A.out_numel
+        return items * (self.expected or _FEWEST_ITERATIONS) > 2 * self._most_of_batch or self.exhausted
+
+    @functools.cached_property
+    def _most_of_batch(self) -> float:
+        """The limit with which the expected iterations of a whole batch are compared."""
         if self.most is None:
-            return self.exhausted
-        items, expected, most = y.numel() // self.A.out_numel, self.expected, self.most
-        if expected is None:
-            A, damping = _convolution(self.A), torch.as_tensor(self.damp)
-            iterated = border_iteration_work(A, tuple(damping.shape)) / iteration_work(A)
-            expected, most = _FEWEST_ITERATIONS, max(most, int(iterated))
-        return items * expected > 2 * most or self.exhausted
+            return math.inf
+        if self.expected is not None:
+            return self.most
+        A, damping = _convolution(self.A), torch.as_tensor(self.damp)
+        return max(self.most, border_iteration_work(A, tuple(damping.shape)) / iteration_work(A))
 
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``, ``(*batch, *out_shape)``, without a limit on the iterations."""
