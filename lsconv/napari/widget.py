@@ -51,12 +51,16 @@ class RestoreWidget(Container):  # type: ignore[misc]
     """
 
     def __init__(self, napari_viewer: Viewer) -> None:
+        from qtpy.QtCore import QTimer  # imports Qt
+
         super().__init__(labels=True)
         self._viewer = napari_viewer
         self.worker: Any = None
         self.report: Any = None
         self._cancelled = threading.Event()
         self._wanted: str | None = None  # the preview to come: with the strength "as chosen" or "by rule"
+        self._timer = QTimer(self.native, singleShot=True)  # a child, so that it ends with the window
+        self._timer.timeout.connect(self._preview)
         self.image = ComboBox(label="image", choices=self._images, tooltip="Every time, channel and slice apart.")
         self.blur = ComboBox(label="blur", choices=(*MODELS, _LAYER), tooltip="The PSF: a model or a layer.")
         self.psf = ComboBox(label="PSF layer", choices=self._images, nullable=True, tooltip="Divided by its sum.")
@@ -301,11 +305,10 @@ class RestoreWidget(Container):  # type: ignore[misc]
 
     def _request_preview(self, preview: str) -> None:
         """Start a preview after a short delay, in which further requests join it."""
-        from qtpy.QtCore import QTimer  # imports Qt
-
         if self.live.value and not self.automatic.value:
             self._wanted = preview
-            QTimer.singleShot(_DELAY, self._preview)
+            if not self._timer.isActive():
+                self._timer.start(_DELAY)
 
     def _preview(self) -> None:
         """Start a thread that restores a crop around the middle of the view, if a preview is requested."""

@@ -24,7 +24,7 @@ with warnings.catch_warnings():
     import npe2
     from napari.layers import Image, Labels
 
-    from lsconv.napari.widget import RestoreWidget
+    from lsconv.napari.widget import _DELAY, RestoreWidget
 
 pytestmark = [pytest.mark.napari, pytest.mark.filterwarnings("ignore")]
 
@@ -287,6 +287,22 @@ def test_the_evidence_of_a_stack_is_kept_of_the_field_that_is_shown_alone() -> N
             next(work)
     found = ended.value.value
     assert [restored.evidence is not None for _, restored in found] == [False, True, False]
+
+
+def test_a_preview_that_is_requested_does_not_outlive_the_window(viewer: SimpleNamespace, qtbot: Any) -> None:
+    from qtpy.QtCore import QEvent
+    from qtpy.QtWidgets import QApplication
+
+    closed = RestoreWidget(viewer)
+    viewer.model.add_image(counts(20, 22))
+    closed.automatic.value = False
+    assert closed._wanted is not None
+    closed.native.deleteLater()
+    QApplication.sendPostedEvents(closed.native, QEvent.Type.DeferredDelete)
+    with qtbot.captureExceptions() as raised:
+        qtbot.wait(2 * _DELAY)
+    assert raised == []
+    assert closed.worker is None
 
 
 def test_without_the_preview_the_slider_says_nothing(viewer: SimpleNamespace, widget: RestoreWidget) -> None:
