@@ -19,7 +19,7 @@ from benchmarks import deblurring
 from benchmarks.runner import Table, race
 from lsconv.border.normal_inverse import BorderInverse
 from lsconv.border.plan import BorderPlan
-from lsconv.border.system.krylov import border_gmres, conjugate_gradients
+from lsconv.border.system.border_krylov import border_cg, border_gmres
 
 _STEPS = 20
 
@@ -58,7 +58,7 @@ def measure(case: Case, repeats: int, *, batch: int = 1, device: str = "cpu") ->
     def iterate() -> Any:  # to no tolerance, so that all the steps are taken
         if flexible:
             return border_gmres(apply, precondition, b, 0.0 * b[..., :1], _STEPS, check_every, 100)
-        return conjugate_gradients(apply, precondition, b, 0.0, _STEPS, check_every)
+        return border_cg(apply, precondition, b, 0.0, _STEPS, check_every)
 
     parts: dict[str, Callable[[], Any]] = {
         "forward": lambda: grid.transform(image),

@@ -122,7 +122,7 @@ class CapacitancePlan(Plan):
         if refuse_if_slower:
             # where singular values fall exponentially, as a blur's do, the iterations of another method do not suffice:
             # a factorisation is refused only where it costs more than twice as many
-            iteration = CostModel(1, cells, channels, definite=False).iteration(1)
+            iteration = CostModel(1, cells, channels, definite=False).iteration_work(1)
             if dense_cost(inner.size, definite=False).setup > 2 * PATIENCE * iteration:
                 raise MethodError(f"{self.A!r}: {inner.size} border unknowns cost more to factorise than to iterate on")
         itemsize = 16 if self.A.is_complex else 8

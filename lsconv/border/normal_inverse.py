@@ -36,9 +36,9 @@ from lsconv.border.cost_model import (
     CostModel,
     FactorCost,
     cheapest_grid,
-    direct_cost,
     expected_iterations,
     items_at_once,
+    whole_border_cost,
 )
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_problem import NormalProblem, Request
@@ -240,7 +240,7 @@ class BorderInverse(NormalInverse):
             assert isinstance(self.system, FrequencyMatrices)
             return cheapest_grid(truncated, self.system, request.penalty, self.model, even_condition)
         onto = truncated.convolution if request.crossed and request.penalty is None else None
-        return True, direct_cost(self.embedding, self.form, onto, self.border)
+        return True, whole_border_cost(self.embedding, self.form, onto, self.border)
 
     def go_direct(self) -> None:
         """Factorise the border; if its ranks are large and dense factors do not fit in memory, iterate from now on."""
@@ -289,10 +289,10 @@ class BorderInverse(NormalInverse):
 
     def forecast(self, batch: tuple[int, ...]) -> tuple[float, float, bool]:
         """The cost of the factors in iterations, the iterations expected, and whether the factors fit in memory."""
-        cost = self.model.factor_work(self._cost) / self.model.iteration(self.embedding.split_batch(batch)[1])
+        cost = self.model.factor_work(self._cost) / self.model.iteration_work(self.embedding.split_batch(batch)[1])
         expected = expected_iterations(self.condition if self.definite else self.condition**2)
         limit = allowed_bytes(self.problem.request.limits.spare_bytes, self.convolution.device)
-        return cost, expected, self.model.bytes(self._cost) <= limit
+        return cost, expected, self.model.peak_bytes(self._cost) <= limit
 
     def give_up_factors(self) -> None:
         """Iterate from now on, because the factors have lost too many digits."""
@@ -306,11 +306,11 @@ class BorderInverse(NormalInverse):
         if self.direct is not None:
             return self.direct.continued(f, tolerance, max_iter, start)
         on_border, embedding, residual = self.begin_iteration(), self.embedding, self.side == "residual"
-        mirror = self.problem.truncated.mirror
+        copied_padding = self.problem.truncated.copied_padding
         if start is not None and start.shape[-1] != self.border.size:
             start = None  # the start belongs to another grid
         batch, _ = embedding.split_batch(tuple(f.shape[: f.ndim - embedding.ndim - 1]))
-        f_in = f if mirror is None else mirror.padded(f)
+        f_in = f if copied_padding is None else copied_padding.padded(f)
         t = embedding.outputs_to_grid(f_in) if residual else embedding.inputs_to_grid(f_in)
         each = self.embedding.blocks * t.element_size()
         arrays = each * max(t.shape[2], self.system.rows) * math.prod(t.shape[3:])
@@ -330,7 +330,7 @@ class BorderInverse(NormalInverse):
         z = embedding.outputs_from_grid(z, batch) if residual else embedding.inputs_from_grid(z, batch)
         if residual and self.problem.request.missing is not None:
             z = z.masked_fill(self.problem.request.missing, 0)
-        return z if mirror is None else mirror.cropped(z), count, u
+        return z if copied_padding is None else copied_padding.cropped(z), count, u
 
     @property
     def nbytes(self) -> int:
@@ -384,8 +384,8 @@ class SaddleInverse(BorderInverse):
 
     def _cells(self, problem: NormalProblem) -> Border:
         truncated = problem.truncated
-        if truncated.mirror is not None:
-            return truncated.mirror.border(self.embedding, problem.shift.sqrt().flatten())
+        if truncated.copied_padding is not None:
+            return truncated.copied_padding.border(self.embedding, problem.shift.sqrt().flatten())
         return Border(self.embedding.grid, truncated.out_border + truncated.in_border, self.convolution.device)
 
     def _solve(

@@ -19,7 +19,7 @@ from torch import Tensor
 from lsconv.border import cost_model
 from lsconv.border.cost_model import Limits
 from lsconv.border.penalty import Filter, Penalty
-from lsconv.border.reflected_padding import Mirror
+from lsconv.border.reflected_padding import CopiedPadding
 from lsconv.border.truncated_circulant import TruncatedCirculant, leading_wave, truncated_circulant
 from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
 from lsconv.fourier.embedding import Embedding
@@ -68,12 +68,13 @@ class Request:
         floor: the least mu, relative to the largest singular value squared.
         side: "residual" or "solution"; None chooses by the numbers of rows and columns.
         penalty: further rows ``damp L`` below A; then "solution" is the side.
-        mirror: the padding of A, where it is reflect or replicate; then "solution" is the side, and damp > 0.
+        copied_padding: the padding of A, where it is reflect or replicate; then "solution" is the side, and damp > 0.
         limits: the limits for solving a border by factors, and of its preconditioner.
         shortest_grid: use the shortest grid, as factors do, instead of one of a good FFT length.
         whole_border: precondition the border system by the dense inverse of the whole border, so that it ends in a few
             iterations, and make no other factors.
-        missing: outputs that are not measured, ``out_shape``, the same for every item and group; not with a mirror.
+        missing: outputs that are not measured, ``out_shape``, the same for all items and groups; only without
+            ``copied_padding``.
     """
 
     convolution: Convolution
@@ -81,7 +82,7 @@ class Request:
     floor: float
     side: str | None = None
     penalty: Penalty | None = None
-    mirror: Mirror | None = None
+    copied_padding: CopiedPadding | None = None
     limits: Limits = field(default_factory=Limits)
     shortest_grid: bool = False
     whole_border: bool = False
@@ -111,14 +112,14 @@ class Request:
         damp = torch.as_tensor(damp, dtype=torch.float64, device=convolution.device)
         penalty = Penalty(convolution, terms, damp) if terms else None
         shift = damp.new_zeros(()) if terms else damp  # with a penalty the damping is in its rows damp L
-        mirror = Mirror(convolution) if Mirror.exists(convolution) else None
+        copied_padding = CopiedPadding(convolution) if CopiedPadding.exists(convolution) else None
         limits = cost_model.DEFAULT_LIMITS if limits is None else limits
-        return cls(convolution, shift, floor, side, penalty, mirror, limits, missing=missing)
+        return cls(convolution, shift, floor, side, penalty, copied_padding, limits, missing=missing)
 
     @property
     def crossed(self) -> bool:
         """Tell whether the border consists of rows and columns of a plane only."""
-        return self.mirror is None and self.missing is None
+        return self.copied_padding is None and self.missing is None
 
     def precise(self) -> Request:
         """Convert the request to double precision, with the least shift of that precision."""
@@ -180,21 +181,21 @@ class NormalProblem:
     def __init__(
         self, request: Request, symbol: Callable[[Convolution, Embedding], FrequencyMatrices] = symbol
     ) -> None:
-        damp, penalty, mirror = request.damp, request.penalty, request.mirror
+        damp, penalty, copied_padding = request.damp, request.penalty, request.copied_padding
         self.request = request
         self._parts: CirculantParts | None = None
         self.truncated = truncated_circulant(
             request.convolution,
             tuple(damp.shape),
             penalty,
-            mirror,
+            copied_padding,
             shortest=request.shortest_grid,
             missing=request.missing is not None,
             symbol=symbol,
         )
         embedding, S = self.embedding, self.truncated.symbol
         self.smaller_side = "residual" if S.rows <= S.columns else "solution"
-        stacked = penalty is not None or mirror is not None
+        stacked = penalty is not None or copied_padding is not None
         self.side = "solution" if stacked else request.side or _choose_side(self.truncated)
         self.squared = gram(S.matrices, self.smaller_side)
         self.scale = largest_eigenvalue(self.squared)
@@ -206,8 +207,8 @@ class NormalProblem:
         self.mu = torch.maximum(self.wanted, floor * self.scale.to(self.wanted))
         groups = self.scale.expand(embedding.blocks).reshape(*embedding.batch_shape, embedding.groups)
         self.norm_bound = groups.amax(-1).double().sqrt()
-        if mirror is not None:
-            self.norm_bound = torch.minimum(mirror.norm * self.norm_bound, mirror.bound)
+        if copied_padding is not None:
+            self.norm_bound = torch.minimum(copied_padding.norm * self.norm_bound, copied_padding.bound)
         # a zero kernel has no shift of its own, and says nothing about that of the others
         self.relative_damp = float((self.mu / self.scale.to(self.mu)).nan_to_num(nan=1.0, posinf=1.0).amin().sqrt())
         self.damped = penalty is None and self.relative_damp > 0

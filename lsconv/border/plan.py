@@ -27,7 +27,7 @@ from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_inverse import normal_inverse
 from lsconv.border.normal_problem import Request, least_shift, needs_double
 from lsconv.border.outer_iteration import NormalEquations, OuterSolution, confirmed, iterated, needs_no_iteration
-from lsconv.border.reflected_padding import Mirror
+from lsconv.border.reflected_padding import CopiedPadding
 from lsconv.errors import ConvergenceWarning, DtypeError, MethodError
 from lsconv.fourier.embedding import Embedding
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
@@ -94,7 +94,7 @@ class BorderPlan(Plan):
         memory_limit: int | None = None,
         limits: Limits | None = None,
     ) -> None:
-        if not (isinstance(A, Convolution) and (Embedding.exists(A) or Mirror.exists(A))):
+        if not (isinstance(A, Convolution) and (Embedding.exists(A) or CopiedPadding.exists(A))):
             raise MethodError(
                 f'method="border" needs a convolution with zero padding (or circular padding whose stride divides the '
                 f'sizes, or reflect or replicate padding of stride 1), got {A!r}; use method="lsmr"'
@@ -106,8 +106,8 @@ class BorderPlan(Plan):
         self.rcond = default_rcond(A.dtype) if rcond is None else rcond
         self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
         self._damped = bool((self.damp > 0).all())
-        self._mirrored = Mirror.exists(A)
-        if self._mirrored and not self._damped:
+        self._copies_padding = CopiedPadding.exists(A)
+        if self._copies_padding and not self._damped:
             raise MethodError(f'method="border" with padding_mode={A.padding_mode!r} needs damp > 0; use method="lsmr"')
         with torch.no_grad():
             weight = A.weight.detach()
@@ -138,7 +138,7 @@ class BorderPlan(Plan):
         limits = self._limits if allowed is None else spared(self._limits, allowed, self._needed(dtype))
         self.inverse = normal_inverse(Request.of(scaled, self.scaled_damp, floor=floor, limits=limits))
         self._norm = self.inverse.norm_bound * self.unit  # an upper bound of ||A||, per item
-        read = None if self._mirrored else self.inverse.embedding.read_inputs()
+        read = None if self._copies_padding else self.inverse.embedding.read_inputs()
         self.read = None if read is None else read.to(self.A.device)
 
     def _refuse_deficient(self) -> None:
@@ -326,7 +326,7 @@ class BorderPlan(Plan):
         domain, codomain = (
             ItemSpace(s, self.precise.dtype, self.A.device) for s in (self.A.in_shape, self.A.out_shape)
         )
-        if self._mirrored:
+        if self._copies_padding:
             return torch.zeros((), dtype=torch.float64, device=self.A.device)
         wave = self.inverse.leading_wave().to(self.precise.dtype)
         return divide(codomain.norm(self.precise.apply(wave)), domain.norm(wave))

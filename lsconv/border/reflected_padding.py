@@ -33,10 +33,10 @@ from lsconv.operators.convolution import Convolution
 from lsconv.operators.padding import pad
 from lsconv.operators.padding_modes import MODES
 
-__all__ = ["Mirror", "MirroredBorder", "MirroredEntries"]
+__all__ = ["CopiedPadding", "CopiedPaddingBorder", "CopiedPaddingEntries"]
 
 
-class Mirror:
+class CopiedPadding:
     """A convolution with reflect or replicate padding, as a valid convolution V of an image whose margin copies cells.
 
     Args:
@@ -82,10 +82,10 @@ class Mirror:
             and set(A.stride) == {1}
         )
 
-    def border(self, embedding: Embedding, root: Tensor) -> MirroredBorder:
+    def border(self, embedding: Embedding, root: Tensor) -> CopiedPaddingBorder:
         """The border of V's grid with its unknowns; ``root`` is the square root of mu, ``(blocks)``."""
         margins = [self.margin for _ in range(embedding.in_channels)]
-        return MirroredBorder(embedding.grid, embedding.output_border(), margins, self.sources, root)
+        return CopiedPaddingBorder(embedding.grid, embedding.output_border(), margins, self.sources, root)
 
     def padded(self, x: Tensor) -> Tensor:
         """Pad x, ``(..., *spatial_in)``, with zeros in the margin."""
@@ -99,7 +99,7 @@ class Mirror:
         return z
 
 
-class MirroredBorder(Border):
+class CopiedPaddingBorder(Border):
     """The unknowns u, lambda and zeta, as the cells of a border of three kinds of channels.
 
     Args:
@@ -154,7 +154,7 @@ class MirroredBorder(Border):
 
     def entries(self, Q: FrequencyMatrices | FactoredCapacitance) -> BorderEntries:
         """The entries of the system between the unknowns."""
-        return MirroredEntries(Q, self)
+        return CopiedPaddingEntries(Q, self)
 
     def _numbers(self, cells: Tensor) -> Tensor:
         numbers = cells[:, 0]
@@ -177,10 +177,10 @@ class MirroredBorder(Border):
         return b
 
 
-class MirroredEntries(BorderEntries):
+class CopiedPaddingEntries(BorderEntries):
     """The entries of the system between unknowns; of those along a strip, copies across its ends are left out."""
 
-    def __init__(self, Q: FrequencyMatrices | FactoredCapacitance, border: MirroredBorder) -> None:
+    def __init__(self, Q: FrequencyMatrices | FactoredCapacitance, border: CopiedPaddingBorder) -> None:
         super().__init__(Q, border)
         self.border = border
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.penalty import Penalty
-from lsconv.border.reflected_padding import Mirror
+from lsconv.border.reflected_padding import CopiedPadding
 from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, symbol
@@ -32,7 +32,7 @@ class TruncatedCirculant:
         in_border: those of the inputs that R_in removes, per column and axis.
         form: "circulant" (nothing is removed), "valid" (outputs are), "full" (inputs are) or "saddle" (both).
         penalty: further rows below the convolution, if any.
-        mirror: the reflect or replicate padding of the convolution, if any.
+        copied_padding: the reflect or replicate padding of the convolution, if any.
     """
 
     convolution: Convolution
@@ -42,14 +42,14 @@ class TruncatedCirculant:
     in_border: Positions
     form: str
     penalty: Penalty | None = None
-    mirror: Mirror | None = None
+    copied_padding: CopiedPadding | None = None
 
 
 def truncated_circulant(
     convolution: Convolution,
     batch_shape: tuple[int, ...],
     penalty: Penalty | None = None,
-    mirror: Mirror | None = None,
+    copied_padding: CopiedPadding | None = None,
     *,
     shortest: bool = False,
     missing: bool = False,
@@ -61,7 +61,7 @@ def truncated_circulant(
         convolution: the operator.
         batch_shape: the batch shape of the damping.
         penalty: further rows below the convolution.
-        mirror: the padding of ``convolution``, if that is reflect or replicate.
+        copied_padding: the padding of ``convolution``, if that is reflect or replicate.
         shortest: use the shortest grid instead of one of a good FFT length.
         missing: further outputs that are removed, because they are not measured.
         symbol: the symbol of a convolution on a grid, or of some frequencies of it.
@@ -73,17 +73,17 @@ def truncated_circulant(
         S = S.map(lambda m: torch.cat([part.expand(blocks, *part.shape[1:]) for part in (m, penalty_rows)], dim=-2))
         out_border = penalty.border(embedding)
     else:
-        convolution = convolution if mirror is None else mirror.convolution
+        convolution = convolution if copied_padding is None else copied_padding.convolution
         minimal = (1,) * convolution.ndim if shortest else None
-        constrained = None if mirror is None else (True,) * convolution.ndim
+        constrained = None if copied_padding is None else (True,) * convolution.ndim
         embedding = Embedding(convolution, minimal, batch_shape, only_read=True, constrained=constrained)
         S = symbol(convolution, embedding).repeated(embedding.blocks)
         out_border = embedding.output_border()
     in_border = embedding.input_border()
     form = _form(missing or _any(out_border), _any(in_border))
-    if mirror is not None and (any(mirror.margin) or form == "valid"):
+    if copied_padding is not None and (any(copied_padding.margin) or form == "valid"):
         form = "saddle"
-    return TruncatedCirculant(convolution, embedding, S, out_border, in_border, form, penalty, mirror)
+    return TruncatedCirculant(convolution, embedding, S, out_border, in_border, form, penalty, copied_padding)
 
 
 def _form(has_out: bool, has_in: bool) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.plan import BorderPlan
-from lsconv.border.reflected_padding import Mirror
+from lsconv.border.reflected_padding import CopiedPadding
 from lsconv.border.stacked_plan import StackedPlan
 from lsconv.errors import ArgumentError, DtypeError, MethodError, PlanMemoryError, warn
 from lsconv.factored.axis_channels import AxisAsChannels
@@ -309,7 +309,7 @@ def _is_circulant(A: LinearOperator) -> bool:
 
 def _mirrors_well(A: LinearOperator, request: PlanRequest) -> bool:
     """Tell whether reflect or replicate padding is better served by the border than by LSMR."""
-    if not (isinstance(A, Convolution) and Mirror.exists(A) and request.damped):
+    if not (isinstance(A, Convolution) and CopiedPadding.exists(A) and request.damped):
         return False
     return A.ndim <= 2 and (A.c_in + A.c_out) // A.groups <= _MIRRORED_CHANNELS
 

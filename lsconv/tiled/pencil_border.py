@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsconv.border.system.krylov import Recycling, border_gmres
+from lsconv.border.system.border_krylov import Recycling, border_gmres
 from lsconv.border.truncated_circulant import Positions
 from lsconv.fourier.batched_linalg import DenseInverse, hermitian_inverse, indefinite_inverse
 from lsconv.fourier.symbol import FrequencyMatrices

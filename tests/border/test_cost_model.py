@@ -13,7 +13,7 @@ from lsconv.border.cost_model import (
     CostModel,
     FactorCost,
     Limits,
-    direct_work,
+    direct_plan_cost,
     expected_iterations,
     free_bytes,
     items_at_once,
@@ -91,7 +91,7 @@ def test_iterations_end_when_they_have_cost_what_the_factors_do(padding: int) ->
     A = lsconv.Conv2d(psf.disk(3)[None, None], in_size=(96, 96), padding=padding)
     inverse = normal_inverse(Request.of(A, 1e-4, floor=1e-13, limits=Limits(at_once=0, dense_unknowns=0)))
     assert isinstance(inverse, BorderInverse)
-    affordable = inverse.model.factor_work(inverse._cost) / inverse.model.iteration(1)
+    affordable = inverse.model.factor_work(inverse._cost) / inverse.model.iteration_work(1)
     shape = A.out_shape if inverse.side == "residual" else A.in_shape
     count = int(inverse(torch.randn(shape, dtype=F64), 1e-12)[1])
     assert affordable <= count < affordable + 1
@@ -102,7 +102,8 @@ def test_factors_that_cost_no_less_to_use_are_never_earned() -> None:
     A = lsconv.Conv2d(torch.rand(1, 1, 5, 5, dtype=F64), in_size=(40, 40))
     inverse = normal_inverse(Request.of(A, 1.0, floor=1e-13, limits=Limits(at_once=0, dense_unknowns=0)))
     assert isinstance(inverse, BorderInverse)
-    system = BorderSystem(inverse.begin_iteration().problem, FactorCost(1.0, 100 * inverse.model.iteration(1), 0.0))
+    cost = FactorCost(1.0, 100 * inverse.model.iteration_work(1), 0.0)
+    system = BorderSystem(inverse.begin_iteration().problem, cost)
     b = torch.randn(1, 1, inverse.border.size, dtype=F64)
     for _ in range(3):
         system.solve(b, 1e-6, 1000, None)
@@ -132,10 +133,11 @@ def test_the_price_from_the_shapes_is_that_of_the_plan(
     inverse = BorderPlan(A, 0.1 * float(kernel.norm())).inverse
     assert isinstance(inverse, BorderInverse)
     own = inverse.model.factor_work(inverse._cost)
-    price = direct_work(A)
+    price = direct_plan_cost(A)
     # the plan may take a grid that transforms well and has a larger border
-    assert 0.4 * own < price.setup < 2.5 * own
-    assert 0.4 * inverse.model.bytes(inverse._cost) < price.bytes < 2.5 * inverse.model.bytes(inverse._cost)
+    assert 0.4 * own < price.setup_work < 2.5 * own
+    own_bytes = inverse.model.peak_bytes(inverse._cost)
+    assert 0.4 * own_bytes < price.peak_bytes < 2.5 * own_bytes
 
 
 def test_a_tall_image_costs_as_much_to_factorise_as_a_wide_one() -> None:
@@ -152,9 +154,9 @@ def test_a_tall_image_costs_as_much_to_factorise_as_a_wide_one() -> None:
 
 def test_definite_systems_cost_less() -> None:
     definite, mixed = (CostModel(2, 100, 3, definite=flag) for flag in (True, False))
-    first, fourth = definite.iteration(2) - definite.iteration(1), definite.iteration(5) - definite.iteration(4)
-    assert first == pytest.approx(fourth)
-    assert 0 < first < definite.iteration(1) < mixed.iteration(1)
+    one, two, four, five = (definite.iteration_work(rhs) for rhs in (1, 2, 4, 5))
+    assert two - one == pytest.approx(five - four)
+    assert 0 < two - one < one < mixed.iteration_work(1)
 
 
 def test_as_many_right_hand_sides_go_at_once_as_an_allocator_reuses() -> None:

@@ -34,7 +34,7 @@ from torch import Tensor
 from lsconv.border.border_set import Border, BorderEntries, gathered
 from lsconv.border.cost_model import CostModel, FactorCost, Limits
 from lsconv.border.stack_system import StackRows
-from lsconv.border.system.krylov import RESTART, Allowance, Recycling, border_gmres, conjugate_gradients
+from lsconv.border.system.border_krylov import RESTART, Allowance, Recycling, border_cg, border_gmres
 from lsconv.fourier.batched_linalg import DenseInverse, hermitian_inverse, indefinite_inverse
 from lsconv.fourier.symbol import FactoredCapacitance, FrequencyMatrices, Grid
 from lsconv.operators.memory import allowed_bytes
@@ -190,7 +190,7 @@ class Schwarz:
         problem, grid = self.problem, self.border.grid
         limit = problem.limits.corner_unknowns
         if len(grid) == 2:  # in a volume a corner is a line, with one matrix per frequency
-            flops = 2 * problem.model.iteration(1) / problem.matrices.blocks
+            flops = 2 * problem.model.iteration_work(1) / problem.matrices.blocks
             limit = max(limit, round((flops * (3 if problem.model.definite else 1.5)) ** (1 / 3)))
         others = math.prod(n for a, n in enumerate(grid) if a not in axes)
         most = min(limit, 2 * limit // math.isqrt(others))
@@ -267,12 +267,12 @@ class BorderSystem:
         """
         if self._budget <= 0 and self._factors_fit():
             return torch.zeros_like(b), torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
-        each = self.problem.model.iteration(b.shape[0])
+        each = self.problem.model.iteration_work(b.shape[0])
         allowance = None if self._budget == math.inf else Allowance(math.ceil(self._budget / each))
         u, count = self._iterate(b, tolerance, max_iter, start, allowance)
         taken = int(count.max())
         if self._cost is not None:
-            self._budget -= max(0.0, taken * each - self.problem.model.reading(self._cost))
+            self._budget -= max(0.0, taken * each - self.problem.model.read_work(self._cost))
         if allowance is None or not allowance.exceeded or taken >= max_iter or self._factors_fit():
             return u, count
         u, further = self._iterate(b, tolerance, max_iter - taken, u)
@@ -297,14 +297,14 @@ class BorderSystem:
                 self, self.schwarz, r, relative, max_iter, check_every, recycling=self._recycling, allowance=allowance
             )
         else:
-            u, count = conjugate_gradients(self, self.schwarz, r, relative, max_iter, check_every, allowance)
+            u, count = border_cg(self, self.schwarz, r, relative, max_iter, check_every, allowance)
         return u if start is None else start + u, count
 
     def _factors_fit(self) -> bool:
         """Tell whether the factors of the whole border fit in memory; if not, iterate from now on."""
         assert self._cost is not None
         allowed = allowed_bytes(self.problem.limits.spare_bytes, self.problem.matrices.device)
-        self.budget_used_up = self.problem.model.bytes(self._cost) <= allowed
+        self.budget_used_up = self.problem.model.peak_bytes(self._cost) <= allowed
         if not self.budget_used_up:
             self._budget = math.inf
         return self.budget_used_up

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import direct_work, plan_bytes
+from lsconv.border.cost_model import direct_plan_cost, plan_bytes
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.convolution_cost import matrix_operations
 from lsconv.operators.dtypes import direct_rtol
@@ -36,10 +36,10 @@ def border_setup_work(A: Convolution, damp_shape: tuple[int, ...] = ()) -> float
 
     With a stride, the factors of many groups take several times longer than their operations say, and do not count.
     """
-    factors, iterated = direct_work(A, damp_shape), border_iteration_work(A, damp_shape)
-    fit = factors.bytes <= allowed_bytes(None, A.device)
+    factors, iterated = direct_plan_cost(A, damp_shape), border_iteration_work(A, damp_shape)
+    fit = factors.peak_bytes <= allowed_bytes(None, A.device)
     counts = fit and (A.groups == 1 or set(A.stride) == {1})
-    return min(factors.setup + factors.solve, iterated) if counts else iterated
+    return min(factors.setup_work + factors.solve_work, iterated) if counts else iterated
 
 
 def border_iteration_work(A: Convolution, damp_shape: tuple[int, ...] = ()) -> float:

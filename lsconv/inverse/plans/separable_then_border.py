@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lsconv.border.cost_model import direct_work
+from lsconv.border.cost_model import direct_plan_cost
 from lsconv.factored.kronecker import SeparablePlan
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.lsmr_cost import iteration_work
@@ -44,11 +44,11 @@ class SeparableThenBorderPlan(SeparablePlan):
         assert isinstance(precise, Convolution)
         if A.ndim > 2 or not Embedding.exists(A) or not bool((self.damp > 0).all()):
             return math.inf
-        border = direct_work(A, tuple(self.damp.shape))
+        border = direct_plan_cost(A, tuple(self.damp.shape))
         each = (1 + self._steps) * self.flops(A, self._product)[1] + self._steps * iteration_work(precise)
-        if border.solve >= each or border.bytes > allowed_bytes(None, A.device):
+        if border.solve_work >= each or border.peak_bytes > allowed_bytes(None, A.device):
             return math.inf
-        return border.setup / (each - border.solve)
+        return border.setup_work / (each - border.solve_work)
 
     def _adapt(self) -> None:
         super()._adapt()

@@ -14,10 +14,10 @@ import lsconv
 from lsconv.border.cost_model import Limits
 from lsconv.border.normal_inverse import BorderInverse, normal_inverse
 from lsconv.border.normal_problem import Request
-from lsconv.border.system.krylov import Allowance, Recycling, border_gmres, conjugate_gradients, deflate
+from lsconv.border.system.border_krylov import Allowance, Recycling, border_cg, border_gmres, deflate
 
 DTYPES = [torch.float64, torch.complex128]
-every_iteration = pytest.mark.parametrize("iteration", [conjugate_gradients, border_gmres])
+every_iteration = pytest.mark.parametrize("iteration", [border_cg, border_gmres])
 
 
 def _system(dtype: torch.dtype, n: int = 12, *, definite: bool = True, seed: int = 3) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["RESTART", "Allowance", "Pair", "Recycling", "border_gmres", "conjugate_gradients", "deflate"]
+__all__ = ["RESTART", "Allowance", "Pair", "Recycling", "border_cg", "border_gmres", "deflate"]
 
 Pair = tuple[Tensor, Tensor]  # vectors and their images, (blocks, vectors, size) each
 
@@ -64,7 +64,7 @@ class Allowance:
         return self.exceeded
 
 
-def conjugate_gradients(
+def border_cg(
     apply: _Map,
     precondition: _Map,
     b: Tensor,
@@ -125,7 +125,7 @@ def border_gmres(
 ) -> tuple[Tensor, Tensor]:
     """Solve ``Q u = b`` for any square Q by flexible GMRES (Saad 1993), which also tolerates rounding of M^-1.
 
-    Arguments and result are as in :func:`conjugate_gradients`; ``restart`` is the number of basis vectors, of which two
+    Arguments and result are as in :func:`border_cg`; ``restart`` is the number of basis vectors, of which two
     sets are stored, and ``recycling`` the subspace of earlier systems with the same Q.
     """
     u = torch.zeros_like(b)
