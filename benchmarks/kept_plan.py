@@ -65,7 +65,7 @@ def measure(case: str, A: lsconv.Convolution, relative_damp: float, repeats: int
         if inverse.direct is None:
             plan.solve(y[0])
     if inverse.direct is not None:
-        setup, _ = timed(inverse.go_direct)
+        setup, _ = timed(inverse.factorise)
     iterating = border_plan(A, damp, Limits(at_once=0, later=False))
     times = race(
         {

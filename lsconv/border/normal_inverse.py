@@ -85,12 +85,12 @@ class NormalInverse(ABC):
         self.problem = problem
         self.direct: NormalInverse | DirectInverse | None = None
         self.embedding, self.form, self.side = problem.embedding, problem.form, problem.side
-        self.convolution, self.scale, self.norm_bound = problem.truncated.convolution, problem.scale, problem.norm_bound
-        self.relative_damp, self.damped = problem.relative_damp, problem.damped
-        self.leading_wave = problem.leading_wave
+        self.convolution, self.leading_wave = problem.truncated.convolution, problem.leading_wave
+        self.norm_bound, self.norm_squared_bound = problem.norm_bound, problem.norm_squared_bound
+        self.relative_damp, self.has_shift = problem.relative_damp, problem.has_shift
 
     @property
-    def shift(self) -> Tensor:
+    def mu(self) -> Tensor:
         """The shift of the normal operator, per block."""
         return self.direct.mu if isinstance(self.direct, DirectInverse) else self.problem.mu
 
@@ -99,9 +99,9 @@ class NormalInverse(ABC):
         """Tell whether the factors are those of the wanted operator, up to rounding."""
         return self.problem.exact or (isinstance(self.direct, DirectInverse) and self.direct.exact)
 
-    def nullity(self) -> str:
+    def null_space_reason(self) -> str:
         """Say why A or its adjoint has a null space by its structure, without damping; empty if it has none."""
-        return self.problem.nullity(deficient=self._deficient)
+        return self.problem.null_space_reason(deficient=self._deficient)
 
     def factorise_if_cheaper(self, batch: tuple[int, ...], solves: int = 1) -> DirectInverse | None:
         """Make the factors if they cost less than ``solves`` solves by iteration, and return them.
@@ -118,11 +118,11 @@ class NormalInverse(ABC):
 
     def __call__(self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000) -> tuple[Tensor, Tensor]:
         """Apply the inverse to ``f``, outputs or inputs by ``side``; return also the border iterations per item."""
-        z, iterations, _ = self.continued(f, tolerance, max_iter)
+        z, iterations, _ = self.solve_from(f, tolerance, max_iter)
         return z, iterations
 
     @abstractmethod
-    def continued(
+    def solve_from(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000, start: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Apply the inverse, from the border unknowns ``start``; return also the iterations and the border unknowns."""
@@ -156,7 +156,7 @@ class CirculantInverse(NormalInverse):
         parts = problem.circulant_parts
         self.inverse, self._deficient = parts.inverse, parts.deficient
 
-    def continued(
+    def solve_from(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000, start: Tensor | None = None
     ) -> tuple[Tensor, Tensor, None]:
         """Divide by the symbol; there are no unknowns on a border."""
@@ -184,12 +184,12 @@ class BorderInverse(NormalInverse):
 
     Attributes:
         stage: the state of the choice between factors and iteration; :meth:`factorise_if_cheaper`,
-            :meth:`begin_iteration`, :meth:`go_direct` and :meth:`give_up_factors` lead from one to the next, in this
+            :meth:`begin_iteration`, :meth:`factorise` and :meth:`give_up_factors` lead from one to the next, in this
             order.
         border: the border cells.
-        system: the block-circulant operator whose system on the border is solved.
+        Q: the block-circulant operator whose system on the border is solved.
         stack: the rows of a volume with a penalty on the border; None of other problems.
-        across: the map from the side of the unknowns to that of the border; None where they are the same.
+        to_border: E, the map from the side of the unknowns to that of the border; None where they are the same.
         condition: a bound of the condition number of that operator.
     """
 
@@ -198,21 +198,21 @@ class BorderInverse(NormalInverse):
     def __init__(self, problem: NormalProblem) -> None:
         super().__init__(problem)
         parts = problem.circulant_parts
-        self.inverse, self.across, self._deficient = parts.inverse, parts.across, parts.deficient
-        self.system: FrequencyMatrices | FactoredCapacitance
-        if problem.is_stacked_volume and parts.across is not None:
-            self.system = FactoredCapacitance(parts.inverse, parts.across)
+        self.inverse, self.to_border, self._deficient = parts.inverse, parts.to_border, parts.deficient
+        self.Q: FrequencyMatrices | FactoredCapacitance
+        if problem.is_stacked_volume and parts.to_border is not None:
+            self.Q = FactoredCapacitance(parts.inverse, parts.to_border)
         else:
-            self.system = parts.system
+            self.Q = parts.Q
         self.border = self._cells(problem)
         if problem.request.missing is not None:
             self.border = self.border.with_cells(problem.missing_cells())
         definite, request = self.definite, problem.request
         self.stack: StackRows | None = None
-        if isinstance(self.system, FactoredCapacitance):
+        if isinstance(self.Q, FactoredCapacitance):
             assert request.penalty is not None
-            self.stack = StackRows(self.inverse, self.system.E, self.border, request.penalty.taps(self.embedding))
-        channels = self.system.rows if self.stack is None else self.stack.transforms
+            self.stack = StackRows(self.inverse, self.Q.E, self.border, request.penalty.taps(self.embedding))
+        channels = self.Q.rows if self.stack is None else self.stack.transforms
         self.model = CostModel(self.embedding.blocks, math.prod(self.embedding.grid), channels, definite)
         self.condition = problem.condition(self.inverse)
         crossed = request.crossed and not request.whole_border and self.embedding.ndim <= 2
@@ -237,12 +237,12 @@ class BorderInverse(NormalInverse):
         if self._crossed:
             # at a larger condition, rounding would hide that the kernel is not even
             even_condition = min(self.condition, 1e6 if self.definite else 1e3)
-            assert isinstance(self.system, FrequencyMatrices)
-            return cheapest_grid(truncated, self.system, request.penalty, self.model, even_condition)
+            assert isinstance(self.Q, FrequencyMatrices)
+            return cheapest_grid(truncated, self.Q, request.penalty, self.model, even_condition)
         onto = truncated.convolution if request.crossed and request.penalty is None else None
         return True, whole_border_cost(self.embedding, self.form, onto, self.border)
 
-    def go_direct(self) -> None:
+    def factorise(self) -> None:
         """Factorise the border; if its ranks are large and dense factors do not fit in memory, iterate from now on."""
         self._border_system, self.stage = None, Stage.FACTORS
         if self._crossed:
@@ -268,7 +268,7 @@ class BorderInverse(NormalInverse):
             # For a stacked volume the additive form takes no more iterations, and conjugate gradients need few vectors.
             restricted = request.limits.corners and (self.exact or not self.definite) and self.stack is None
             problem = BorderProblem(
-                self.system, self.border, self.model, restricted, request.limits, request.whole_border, self.stack
+                self.Q, self.border, self.model, restricted, request.limits, request.whole_border, self.stack
             )
             self._border_system = BorderSystem(problem, self._cost if self.stage is not Stage.ITERATION_ONLY else None)
         return self._border_system
@@ -284,7 +284,7 @@ class BorderInverse(NormalInverse):
         if self.stage is Stage.UNDECIDED and not self.problem.request.whole_border:
             cost, expected, fits = self.forecast(batch)
             if cost <= solves * (expected if limits.at_once is None else limits.at_once) and fits:
-                self.go_direct()
+                self.factorise()
         return super().factorise_if_cheaper(batch)
 
     def forecast(self, batch: tuple[int, ...]) -> tuple[float, float, bool]:
@@ -299,12 +299,12 @@ class BorderInverse(NormalInverse):
         super().give_up_factors()
         self._border_system, self.stage = None, Stage.ITERATION_ONLY
 
-    def continued(
+    def solve_from(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000, start: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Apply the inverse, from the border unknowns ``start``; return also the iterations and the border unknowns."""
         if self.direct is not None:
-            return self.direct.continued(f, tolerance, max_iter, start)
+            return self.direct.solve_from(f, tolerance, max_iter, start)
         on_border, embedding, residual = self.begin_iteration(), self.embedding, self.side == "residual"
         copied_padding = self.problem.truncated.copied_padding
         if start is not None and start.shape[-1] != self.border.size:
@@ -313,7 +313,7 @@ class BorderInverse(NormalInverse):
         f_in = f if copied_padding is None else copied_padding.padded(f)
         t = embedding.outputs_to_grid(f_in) if residual else embedding.inputs_to_grid(f_in)
         each = self.embedding.blocks * t.element_size()
-        arrays = each * max(t.shape[2], self.system.rows) * math.prod(t.shape[3:])
+        arrays = each * max(t.shape[2], self.Q.rows) * math.prod(t.shape[3:])
         many = items_at_once(arrays, each * on_border.work_vectors * self.border.size, t.device)
         if many < t.shape[0] and isinstance(tolerance, float):
             starts: Sequence[Tensor | None] = [None] * t.shape[0] if start is None else start.split(many)
@@ -324,8 +324,8 @@ class BorderInverse(NormalInverse):
             z, iterations, u = self._solve(on_border, t, tolerance, max_iter, start)
         count = embedding.per_item(iterations, batch).amax(-1)
         if on_border.budget_used_up:
-            self.go_direct()
-            z, further, unknowns = self.continued(f, tolerance, max_iter)
+            self.factorise()
+            z, further, unknowns = self.solve_from(f, tolerance, max_iter)
             return z, count + further, unknowns
         z = embedding.outputs_from_grid(z, batch) if residual else embedding.inputs_from_grid(z, batch)
         if residual and self.problem.request.missing is not None:
@@ -340,7 +340,7 @@ class BorderInverse(NormalInverse):
         return factors + sum(distinct.values()) + (0 if self._border_system is None else self._border_system.nbytes)
 
     def _matrices(self) -> list[FrequencyMatrices | FactoredCapacitance]:
-        return [self.inverse, self.system, *([] if self.across is None else [self.across])]
+        return [self.inverse, self.Q, *([] if self.to_border is None else [self.to_border])]
 
 
 class DefiniteInverse(BorderInverse):
@@ -365,11 +365,11 @@ class DefiniteInverse(BorderInverse):
             u, iterations = on_border.solve(self.stack.values(t), tolerance, max_iter, start)
             correction = self.stack.spectrum(u)
         else:
-            b = self.border.gather(grid.inverse(t if self.across is None else self.across(t)))
-            u, iterations = on_border.solve(b.neg() if self.across is None else b, tolerance, max_iter, start)
+            b = self.border.gather(grid.inverse(t if self.to_border is None else self.to_border(t)))
+            u, iterations = on_border.solve(b.neg() if self.to_border is None else b, tolerance, max_iter, start)
             correction = grid.transform(self.border.scatter(u))
-            if self.across is not None:
-                correction = self.across.H(correction)
+            if self.to_border is not None:
+                correction = self.to_border.H(correction)
         return grid.inverse(self.inverse(spectrum + correction)), iterations, u
 
 
@@ -380,12 +380,13 @@ class SaddleInverse(BorderInverse):
 
     def __init__(self, problem: NormalProblem) -> None:
         super().__init__(problem)
-        self._root = problem.shift.sqrt()[..., 0].unsqueeze(0)  # shaped to divide (rhs, blocks, channels, *grid)
+        root = problem.mu_for_matrices.sqrt()
+        self._root = root[..., 0].unsqueeze(0)  # shaped to divide (rhs, blocks, channels, *grid)
 
     def _cells(self, problem: NormalProblem) -> Border:
         truncated = problem.truncated
         if truncated.copied_padding is not None:
-            return truncated.copied_padding.border(self.embedding, problem.shift.sqrt().flatten())
+            return truncated.copied_padding.border(self.embedding, problem.mu_for_matrices.sqrt().flatten())
         return Border(self.embedding.grid, truncated.out_border + truncated.in_border, self.convolution.device)
 
     def _solve(

@@ -138,20 +138,20 @@ class CirculantParts:
 
     Attributes:
         inverse: P, that of the block-circulant normal operator, or of the saddle operator.
-        across: E, from the side of the unknowns to that of the border; None where they are the same.
+        to_border: E, the map from the side of the unknowns to that of the border; None where they are the same.
         deficient: the smaller Gram matrix is numerically singular at most frequencies.
     """
 
     inverse: FrequencyMatrices
-    across: FrequencyMatrices | None = None
+    to_border: FrequencyMatrices | None = None
     deficient: bool = False
 
     @functools.cached_property
-    def system(self) -> FrequencyMatrices:
+    def Q(self) -> FrequencyMatrices:  # noqa: N802 - the name of the operator in every equation
         """Q, which is restricted to the border: P, or the capacitance ``I - E P E^H``."""
-        if self.across is None:
+        if self.to_border is None:
             return self.inverse
-        E = self.across.matrices
+        E = self.to_border.matrices
         capacitance = product(product(E, self.inverse.matrices), E.mH).neg_()
         capacitance.diagonal(dim1=-2, dim2=-1).add_(1)
         return FrequencyMatrices(self.inverse.grid, capacitance)
@@ -168,13 +168,13 @@ class NormalProblem:
         truncated: the truncated circulant.
         side: the side of the unknowns, "residual" or "solution".
         smaller_side: the side on which the symbol's Gram matrices are smaller, ``S S^H`` or ``S^H S``.
-        squared: the Gram matrices of that side, one per frequency.
-        scale: a bound of the largest singular value squared, per block.
-        wanted: ``damp^2``, per block.
+        gram_matrices: the Gram matrices of that side, one per frequency.
+        norm_squared_bound: a bound of the largest singular value squared, per block.
+        damp_squared: ``damp^2``, per block.
         mu: the shift that is used, ``damp^2`` or the floor, per block.
         norm_bound: a bound of ``||A||``, per batch item.
         relative_damp: the least root of mu, relative to the largest singular value.
-        damped: whether there is no penalty and mu > 0; without damping mu is the floor.
+        has_shift: mu > 0 in every block, be it damp^2 or the floor, and there is no penalty.
         exact: whether mu is the wanted one, up to rounding.
     """
 
@@ -197,22 +197,23 @@ class NormalProblem:
         self.smaller_side = "residual" if S.rows <= S.columns else "solution"
         stacked = penalty is not None or copied_padding is not None
         self.side = "solution" if stacked else request.side or _choose_side(self.truncated)
-        self.squared = gram(S.matrices, self.smaller_side)
-        self.scale = largest_eigenvalue(self.squared)
-        self.wanted = embedding.per_block(damp) ** 2
+        self.gram_matrices = gram(S.matrices, self.smaller_side)
+        self.norm_squared_bound = largest_eigenvalue(self.gram_matrices)
+        self.damp_squared = embedding.per_block(damp) ** 2
         floor = request.floor
         if S.rows != S.columns and self.side != self.smaller_side:
             # the inverse is 1 / mu at every frequency, next to which half of the digits are to be left
             floor = max(floor, ROUNDING * torch.finfo(torch.float64).eps ** 0.5)
-        self.mu = torch.maximum(self.wanted, floor * self.scale.to(self.wanted))
-        groups = self.scale.expand(embedding.blocks).reshape(*embedding.batch_shape, embedding.groups)
+        self.mu = torch.maximum(self.damp_squared, floor * self.norm_squared_bound.to(self.damp_squared))
+        groups = self.norm_squared_bound.expand(embedding.blocks).reshape(*embedding.batch_shape, embedding.groups)
         self.norm_bound = groups.amax(-1).double().sqrt()
         if copied_padding is not None:
             self.norm_bound = torch.minimum(copied_padding.norm * self.norm_bound, copied_padding.bound)
         # a zero kernel has no shift of its own, and says nothing about that of the others
-        self.relative_damp = float((self.mu / self.scale.to(self.mu)).nan_to_num(nan=1.0, posinf=1.0).amin().sqrt())
-        self.damped = penalty is None and self.relative_damp > 0
-        self.exact = bool((self.mu == self.wanted).all()) or (
+        relative_mu = (self.mu / self.norm_squared_bound.to(self.mu)).nan_to_num(nan=1.0, posinf=1.0)
+        self.relative_damp = float(relative_mu.amin().sqrt())
+        self.has_shift = penalty is None and self.relative_damp > 0
+        self.exact = bool((self.mu == self.damp_squared).all()) or (
             penalty is not None and floor <= least_shift(torch.float64, damped=True)
         )
 
@@ -237,9 +238,9 @@ class NormalProblem:
         return self.truncated.symbol
 
     @property
-    def shift(self) -> Tensor:
-        """The shift, in the dtype of the matrices and of a shape that broadcasts with them."""
-        return self.mu.to(self.squared.real.dtype).reshape(-1, *(1 for _ in self.squared.shape[1:]))
+    def mu_for_matrices(self) -> Tensor:
+        """``mu``, in the dtype of the matrices and of a shape that broadcasts with them."""
+        return self.mu.to(self.gram_matrices.real.dtype).reshape(-1, *(1 for _ in self.gram_matrices.shape[1:]))
 
     @property
     def is_stacked_volume(self) -> bool:
@@ -256,12 +257,12 @@ class NormalProblem:
     def _make_parts(self) -> CirculantParts:
         S, side = self.symbol, self.side
         if self.form == "saddle":
-            saddle, smaller = saddle_inverse(S.matrices, self.squared, self.shift)
+            saddle, smaller = saddle_inverse(S.matrices, self.gram_matrices, self.mu_for_matrices)
             Q = FrequencyMatrices(S.grid, saddle)
             return CirculantParts(Q, deficient=self.rank_deficient(smaller))
         on_smaller_side = side == self.smaller_side
-        squared = self.squared if on_smaller_side else gram(S.matrices, side)
-        P = FrequencyMatrices(S.grid, hermitian_inverse(shifted(squared, self.shift).contiguous()))
+        gram_matrices = self.gram_matrices if on_smaller_side else gram(S.matrices, side)
+        P = FrequencyMatrices(S.grid, hermitian_inverse(shifted(gram_matrices, self.mu_for_matrices).contiguous()))
         deficient = on_smaller_side and self.rank_deficient(P.matrices)
         if self.form == "circulant" or (self.form == "valid") == (side == "residual"):
             return CirculantParts(P, deficient=deficient)
@@ -269,8 +270,9 @@ class NormalProblem:
 
     def condition(self, inverse: FrequencyMatrices) -> float:
         """A bound of the condition number of the block-circulant operator, from its inverse."""
-        scale = float(self.scale.amax())
-        return float(frobenius(inverse.matrices).amax()) * (math.sqrt(scale) if self.form == "saddle" else scale)
+        norm_squared = float(self.norm_squared_bound.amax())
+        norm = math.sqrt(norm_squared) if self.form == "saddle" else norm_squared  # that of the operator inverted
+        return float(frobenius(inverse.matrices).amax()) * norm
 
     def in_a_plane(self, *, turned: bool) -> NormalProblem:
         """Lay the operator on a plane, a line being a plane of one row; with its axes exchanged if ``turned``."""
@@ -285,14 +287,14 @@ class NormalProblem:
             grid = Grid(S.grid.sizes[::-1], real=S.grid.real)
             S = FrequencyMatrices(grid, grid.transform(S.kernel().mT).movedim((1, 2), (-2, -1)))
         plane.truncated = replace(self.truncated, symbol=S)
-        plane.squared = gram(S.matrices, self.smaller_side)
+        plane.gram_matrices = gram(S.matrices, self.smaller_side)
         return plane
 
     def leading_wave(self) -> Tensor:
         """The plane wave of the symbol's largest singular value on the inputs of A, ``(*batch, *in_shape)``."""
-        return leading_wave(self.symbol, self.squared, self.embedding)
+        return leading_wave(self.symbol, self.gram_matrices, self.embedding)
 
-    def nullity(self, *, deficient: bool) -> str:
+    def null_space_reason(self, *, deficient: bool) -> str:
         """Say why A or its adjoint has a null space by its structure, without damping; empty if it has none.
 
         Args:
@@ -317,10 +319,10 @@ class NormalProblem:
 
     def rank_deficient(self, smaller_inverse: Tensor) -> bool:
         """Tell from its shifted inverse whether the smaller Gram matrix is singular at most frequencies."""
-        if bool((self.mu == self.wanted).all()):
+        if bool((self.mu == self.damp_squared).all()):
             return False
-        singular_part = (self.shift[..., 0, 0] * frobenius(smaller_inverse)).flatten(1).median(-1).values
-        return bool(((singular_part > 0.1) & (self.mu > self.wanted)).any())
+        singular_part = (self.mu_for_matrices[..., 0, 0] * frobenius(smaller_inverse)).flatten(1).median(-1).values
+        return bool(((singular_part > 0.1) & (self.mu > self.damp_squared)).any())
 
 
 def _choose_side(truncated: TruncatedCirculant) -> str:

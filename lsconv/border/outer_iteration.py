@@ -298,7 +298,7 @@ def _border_tolerance(plan: OuterPlan, ratio: float, growth: float) -> float:
             first step assumes the largest possible, sigma_max / damp, which needs no margin. Factors with a floor reach
             no more than that, whatever the ratio is, and there the margin counts twice.
     """
-    most = 1 / plan.inverse.relative_damp if plan.inverse.damped or not plan.inverse.exact else 1.0
+    most = 1 / plan.inverse.relative_damp if plan.inverse.has_shift or not plan.inverse.exact else 1.0
     if not plan.inverse.exact:
         return _MARGIN**2 / most
     finest = torch.finfo(plan.factor_dtype).eps ** 0.7  # the border's residual has no more digits

@@ -143,7 +143,7 @@ class BorderPlan(Plan):
 
     def _refuse_deficient(self) -> None:
         """Refuse operators whose null space (or that of the adjoint) the border system would have to resolve."""
-        if reason := self.inverse.nullity():
+        if reason := self.inverse.null_space_reason():
             raise MethodError(
                 f'method="border" with damp=0: {reason}, so a solution found through the border need not be the one of '
                 f'minimum norm; use method="lsmr", or damp > 0 ({self.A!r})'

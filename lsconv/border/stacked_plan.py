@@ -121,8 +121,8 @@ class StackedPlan(PenalisedPlan):
                 return real, normal_inverse(Request.of(scaled, damp, terms, floor=floor[real], limits=limits))
         elif too_much or not needs_double(scaled, damp, coarse**0.5):
             inverse = normal_inverse(Request.of(scaled, damp, terms, floor=0.0, limits=limits))
-            # whose condition number leaves two digits to float32
-            if too_much or bool(frobenius(inverse.inverse.matrices).amax() * inverse.scale.amax() * coarse < 1e-2):
+            condition = frobenius(inverse.inverse.matrices).amax() * inverse.norm_squared_bound.amax()
+            if too_much or bool(condition * coarse < 1e-2):  # which leaves two digits to float32
                 return real, inverse
         real, limits = double(real), spared(self._limits, self._memory_limit, needed)
         return real, normal_inverse(Request.of(precise, damp, terms, floor=floor[real], limits=limits))

@@ -96,18 +96,18 @@ def _any(positions: Sequence[Sequence[Sequence[int]]]) -> bool:
     return any(places for axes in positions for places in axes)
 
 
-def leading_wave(S: FrequencyMatrices, squared: Tensor, embedding: Embedding) -> Tensor:
+def leading_wave(S: FrequencyMatrices, gram_matrices: Tensor, embedding: Embedding) -> Tensor:
     """The inputs whose image is nearly the longest: a plane wave of the largest singular value of the symbol.
 
     Args:
         S: the symbol.
-        squared: its Gram matrices, by the largest of which the frequency is chosen.
+        gram_matrices: its Gram matrices, by the largest of which the frequency is chosen.
         embedding: the inputs on the grid.
 
     Returns:
         ``(*batch, *in_shape)``.
     """
-    flat, index = S.matrices.flatten(1, -3), frobenius(squared).flatten(1).argmax(1)
+    flat, index = S.matrices.flatten(1, -3), frobenius(gram_matrices).flatten(1).argmax(1)
     chosen = torch.arange(len(flat), device=flat.device), index
     spectrum = flat.new_zeros(*flat.shape[:2], S.columns)
     spectrum[chosen] = torch.linalg.svd(flat[chosen])[2][:, 0].conj()

@@ -51,13 +51,13 @@ class PencilInverse:
         problem = NormalProblem(request, symbol=self.grid.symbol)
         problem.mu = ranks.maximum(problem.mu)  # the least shift depends on all frequencies, and so on all ranks
         parts, truncated = problem.circulant_parts, problem.truncated
-        self.form, self.groups, self.inverse, self.across = problem.form, A.groups, parts.inverse, parts.across
+        self.form, self.groups, self.inverse, self.to_border = problem.form, A.groups, parts.inverse, parts.to_border
         self.iterations, self.residual = 0, 0.0
-        self._rows, self._root = problem.symbol.rows, problem.shift.sqrt()[..., 0]
+        self._rows, self._root = problem.symbol.rows, problem.mu_for_matrices.sqrt()[..., 0]
         self.system: PencilSystem | None = None
         if self.form != "circulant":
             self.border = PencilBorder(self.grid, _positions(truncated), A.device)
-            self.system = PencilSystem(parts.system, self.border, definite=self.form != "saddle")
+            self.system = PencilSystem(parts.Q, self.border, definite=self.form != "saddle")
 
     def __call__(self, g: Tensor, tolerance: float, max_iter: int = 300) -> Tensor:
         """Apply the inverse to a field of which this rank has the rows ``g``, ``(channels, rows, *inputs)``.
@@ -83,12 +83,12 @@ class PencilInverse:
             z = self.inverse.block(rows, every)(border.spectrum(u)).add_(t[:, :, rows])
             return z.div_(self._root)
         t = self.inverse(spectrum)
-        b = border.gather(t if self.across is None else self.across(t))
-        b = b.neg() if self.across is None else b
+        b = border.gather(t if self.to_border is None else self.to_border(t))
+        b = b.neg() if self.to_border is None else b
         u, self.iterations, self.residual = self.system.solve(b, tolerance, max_iter)
         correction = border.spectrum(u)
-        if self.across is not None:
-            correction = self.across.H(correction)
+        if self.to_border is not None:
+            correction = self.to_border.H(correction)
         return t.add_(self.inverse(correction))
 
 

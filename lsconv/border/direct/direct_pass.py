@@ -191,14 +191,14 @@ class DirectInverse:
         self._grid = S.grid
         self._root = self.mu.sqrt().reshape(1, -1, 1, *(1 for _ in S.grid.sizes))
         parts = problem.circulant_parts
-        self._P, self._E = parts.inverse, parts.across
-        self._back = None if self._E is None else self._E.H.map(Tensor.resolve_conj)
+        self._P, self._to_border = parts.inverse, parts.to_border
+        self._from_border = None if self._to_border is None else self._to_border.H.map(Tensor.resolve_conj)
         self._border: DirectBorder | None = None
         if border is not None:
             condition = problem.condition(self._P)
             spare = problem.request.limits.spare_bytes
             self._border = DirectBorder(
-                parts.system, border, definite=self.form != "saddle", condition=condition, spare_bytes=spare
+                parts.Q, border, definite=self.form != "saddle", condition=condition, spare_bytes=spare
             )
         self._solution, self._dual, self._normal = self._passes(self.side, penalty)
 
@@ -224,7 +224,7 @@ class DirectInverse:
                 None if penalty is not None else _Pass((P, S), (False, True)),
                 normal,
             )
-        fused = self._E is None
+        fused = self._to_border is None
         after = (FrequencyMatrices(S.grid, product(S.matrices.mH, P.matrices)),) if fused else (P, adjoint)
         return _Pass(after, (True, False)), _Pass((P,), (False, True), before=S), normal
 
@@ -268,15 +268,15 @@ class DirectInverse:
         else:
             cells = math.prod(embedding.grid)
             here = embedding.out_channels * cells if residual else embedding.in_channels * cells
-            distinct = sum(self._interior) if self._border is not None and self._E is None else here
+            distinct = sum(self._interior) if self._border is not None and self._to_border is None else here
             more = (outputs if residual else inputs) - distinct
         total = (total + more * log_mu if more else total).expand(embedding.blocks)
         return total.reshape(*embedding.batch_shape, embedding.groups).sum(-1)
 
-    def continued(
+    def solve_from(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000, start: Tensor | None = None
     ) -> tuple[Tensor, Tensor, None]:
-        """Apply the inverse, as :meth:`NormalInverse.continued` does by iteration."""
+        """Apply the inverse, as ``NormalInverse.solve_from`` does by iteration."""
         z = self.normal(f.to(self._S.matrices.dtype if f.is_complex() else self._root.dtype)).to(f.dtype)
         batch, _ = self.embedding.split_batch(tuple(f.shape[: f.ndim - self.embedding.ndim - 1]))
         return z, torch.zeros(batch, dtype=torch.int64, device=f.device), None
@@ -327,14 +327,14 @@ class DirectInverse:
                 spectrum[:, :, rows] = part
             self._border.clear(u, map(columns, f), from_zero=False)
             return u
-        if self._E is None:
+        if self._to_border is None:
             self._border.clear(f, map(self._P, f), from_zero=False)
             return f
-        t = [self._E(self._P(part)) for part in f]
+        t = [self._to_border(self._P(part)) for part in f]
         u = [torch.zeros_like(part, memory_format=torch.contiguous_format) for part in t]
         self._border.clear(u, t, from_zero=True)
-        assert self._back is not None
-        return [part.sub_(self._back(spectrum)) for part, spectrum in zip(f, u, strict=True)]
+        assert self._from_border is not None
+        return [part.sub_(self._from_border(spectrum)) for part, spectrum in zip(f, u, strict=True)]
 
     def _group_size(self, t: Tensor) -> int:
         """The number of right-hand sides of a group, whose spectra stay in the cache of a CPU."""
@@ -348,5 +348,6 @@ class DirectInverse:
         """Bytes of the factors kept."""
         passes = [p for p in (self._solution, self._dual, self._normal) if p is not None]
         used = [m for p in passes for m in (*p.after, p.before) if m is not None]
-        distinct = {m.matrices.data_ptr(): m.nbytes for m in (*used, self._P, self._E, self._back) if m is not None}
+        used += [m for m in (self._P, self._to_border, self._from_border) if m is not None]
+        distinct = {m.matrices.data_ptr(): m.nbytes for m in used}
         return sum(distinct.values()) + (0 if self._border is None else self._border.nbytes)

@@ -47,7 +47,7 @@ class BorderProblem:
     """A block-circulant operator restricted to a border.
 
     Attributes:
-        matrices: the Hermitian operator Q.
+        Q: the Hermitian operator.
         border: the cells to which it is restricted.
         model: the cost model, with the number of blocks and whether Q is positive definite on the border.
         restricted: every cell takes its correction from one subdomain; False: additive.
@@ -56,7 +56,7 @@ class BorderProblem:
         stack: the rows of a stack of which Q is the capacitance by factors.
     """
 
-    matrices: FrequencyMatrices | FactoredCapacitance
+    Q: FrequencyMatrices | FactoredCapacitance
     border: Border
     model: CostModel
     restricted: bool = False
@@ -68,8 +68,8 @@ class BorderProblem:
         """``(Q u)`` on the border for border vectors ``(rhs, blocks, size)``, over the whole grid."""
         if self.stack is not None:
             return self.stack.product(u)
-        assert isinstance(self.matrices, FrequencyMatrices)
-        product = self.border.gather(self.matrices.on_grid(self.border.scatter(u)))
+        assert isinstance(self.Q, FrequencyMatrices)
+        product = self.border.gather(self.Q.on_grid(self.border.scatter(u)))
         return product if self.border.diagonal is None else product.addcmul_(self.border.diagonal, u)
 
 
@@ -149,10 +149,10 @@ class Schwarz:
         self.subdomains: list[Subdomain] = []
         self.sum: SubdomainSum | None = None  # adds the corrections of the subdomains
         self.full_inverse: DenseInverse | None = None  # the inverse on the whole border, if that is small
-        border, matrices, limits = problem.border, problem.matrices, problem.limits
-        entries = border.size**2 * matrices.blocks
+        border, Q, limits = problem.border, problem.Q, problem.limits
+        entries = border.size**2 * Q.blocks
         small = border.size <= limits.dense_unknowns and entries <= 8 * limits.dense_unknowns**2
-        border_entries = border.entries(matrices)
+        border_entries = border.entries(Q)
         if problem.whole_border or small:
             self.full_inverse = DenseInverse(border_entries.dense(border), definite=problem.model.definite)
             return
@@ -190,7 +190,7 @@ class Schwarz:
         problem, grid = self.problem, self.border.grid
         limit = problem.limits.corner_unknowns
         if len(grid) == 2:  # in a volume a corner is a line, with one matrix per frequency
-            flops = 2 * problem.model.iteration_work(1) / problem.matrices.blocks
+            flops = 2 * problem.model.iteration_work(1) / problem.Q.blocks
             limit = max(limit, round((flops * (3 if problem.model.definite else 1.5)) ** (1 / 3)))
         others = math.prod(n for a, n in enumerate(grid) if a not in axes)
         most = min(limit, 2 * limit // math.isqrt(others))
@@ -246,7 +246,7 @@ class BorderSystem:
         self.problem, self.budget_used_up, self._cost = problem, False, cost
         self.schwarz = Schwarz(problem)
         self._flexible = problem.restricted or not problem.model.definite  # solved by GMRES
-        dtype, real = problem.matrices.dtype, problem.matrices.grid.real
+        dtype, real = problem.Q.dtype, problem.Q.grid.real
         vectors = 2 * RESTART * problem.model.blocks * problem.border.size
         item = (dtype.to_real() if real else dtype.to_complex()).itemsize
         spare = problem.limits.spare_bytes
@@ -303,7 +303,7 @@ class BorderSystem:
     def _factors_fit(self) -> bool:
         """Tell whether the factors of the whole border fit in memory; if not, iterate from now on."""
         assert self._cost is not None
-        allowed = allowed_bytes(self.problem.limits.spare_bytes, self.problem.matrices.device)
+        allowed = allowed_bytes(self.problem.limits.spare_bytes, self.problem.Q.device)
         self.budget_used_up = self.problem.model.peak_bytes(self._cost) <= allowed
         if not self.budget_used_up:
             self._budget = math.inf
@@ -317,4 +317,4 @@ class BorderSystem:
     @property
     def nbytes(self) -> int:
         """Bytes of the operator and of its preconditioner."""
-        return sum(part.nbytes for part in (self.problem.matrices, self.schwarz, self._recycling))
+        return sum(part.nbytes for part in (self.problem.Q, self.schwarz, self._recycling))

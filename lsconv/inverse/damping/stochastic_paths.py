@@ -201,7 +201,7 @@ class BorderPath(_StochasticPath):
                 # The bound is valid for definite forms only, not for the saddle form.
                 largest = frobenius(inverse.inverse.matrices).amax()
                 enough = inverse.form != "saddle" and bool(
-                    largest * inverse.scale.amax() * torch.finfo(torch.float32).eps < 2 * TOLERANCE
+                    largest * inverse.norm_squared_bound.amax() * torch.finfo(torch.float32).eps < 2 * TOLERANCE
                 )
             if inverse is not None and enough:
                 return self.A, self.L, inverse
@@ -253,7 +253,7 @@ class BorderPath(_StochasticPath):
             lead = inverse.embedding.split_batch(tuple(f.shape[: f.ndim - inverse.embedding.ndim - 1]))[1]
             fits = start.shape[:2] == (lead, inverse.embedding.blocks) and start.dtype == f.dtype
             start = start if fits else None
-        return inverse.continued(f, tolerance, 300, start)
+        return inverse.solve_from(f, tolerance, 300, start)
 
 
 class SolverPath(_StochasticPath):

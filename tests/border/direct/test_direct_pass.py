@@ -184,7 +184,7 @@ def damaged(by: Tensor) -> tuple[BorderPlan, lsconv.Convolution]:
     plan.inverse.factorise_if_cheaper(())
     assert isinstance(plan.inverse.direct, DirectInverse)
     assert isinstance(plan.inverse, BorderInverse)
-    plan.inverse.inverse = plan.inverse.system = plan.inverse.inverse.map(Tensor.clone)  # those of the iteration
+    plan.inverse.inverse = plan.inverse.Q = plan.inverse.inverse.map(Tensor.clone)  # those of the iteration
     plan.inverse.direct._P.matrices.mul_(by)
     return plan, A
 

@@ -63,7 +63,7 @@ def test_the_columns_are_solved_as_by_the_dense_border(
     A = lsconv.Conv2d(smooth(*kernel, even=even)[None, None], in_size)
     damps = torch.tensor([0.3, 0.1], dtype=F64) * float(A.weight.sum())
     problem = NormalProblem(Request(A, damps, 1e-13, side="residual", shortest_grid=True))
-    Q = problem.circulant_parts.system
+    Q = problem.circulant_parts.Q
     border = crossed_border(problem.form, problem.embedding, None)
     columns = torch.fft.ifft(Q.matrices, dim=1)
     strip = Strip(columns, border, definite=True)
@@ -98,7 +98,7 @@ def test_a_kept_plan_of_a_large_image_is_certified_after_one_pass(dtype: torch.d
     A = lsconv.Conv2d(smooth(9, 9, even=False)[None, None].to(dtype), in_size)
     damp = 1e-1 * float(A.weight.sum())
     plan = BorderPlan(A, damp)
-    plan.inverse.go_direct()
+    plan.inverse.factorise()
     direct = plan.inverse.direct
     assert isinstance(direct, DirectInverse)
     assert direct._border is not None
@@ -118,7 +118,7 @@ def test_large_ranks_leave_it_to_dense_factors_where_they_fit_and_to_the_iterati
     A = lsconv.Conv2d(weight, (530, 524))
     damp = 1e-2 * float(A.weight.sum())
     plan = BorderPlan(A, damp, limits=Limits(at_once=0, spare_bytes=spare))
-    plan.inverse.go_direct()
+    plan.inverse.factorise()
     direct = plan.inverse.direct
     assert (direct is None) == (spare is not None)
     if isinstance(direct, DirectInverse):

@@ -56,9 +56,7 @@ def test_a_small_border_is_inverted_exactly(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_preconditioner_of_a_definite_border_is_hermitian_positive_definite(name: str, corners: bool) -> None:
     inverse = _inverse(name)
-    problem = BorderProblem(
-        inverse.system, inverse.border, inverse.model, limits=replace(WITHOUT_DENSE, corners=corners)
-    )
+    problem = BorderProblem(inverse.Q, inverse.border, inverse.model, limits=replace(WITHOUT_DENSE, corners=corners))
     additive = Schwarz(problem)
     M = _matrix(additive, inverse.border.size)
     torch.testing.assert_close(M, M.T, rtol=0, atol=1e-9 * float(M.abs().max()))
@@ -207,9 +205,9 @@ def test_a_batch_has_the_answers_of_its_items_alone_and_goes_on_from_them(case: 
     L = lsconv.Gradient(A.in_shape, dtype=torch.float64) if case == "gradient" else None
     inverse = normal_inverse(Request.of(A, 4.0, common_grid_filters(A, L), floor=1e-10, limits=ITERATED))
     f = torch.randn(3, *(A.in_shape if inverse.side == "solution" else A.out_shape), dtype=torch.float64)
-    batch, _, u = inverse.continued(f, 1e-12)
-    alone = torch.stack([inverse.continued(item, 1e-12)[0] for item in f])
+    batch, _, u = inverse.solve_from(f, 1e-12)
+    alone = torch.stack([inverse.solve_from(item, 1e-12)[0] for item in f])
     torch.testing.assert_close(alone, batch, rtol=0, atol=1e-10 * float(batch.abs().max()))
-    again, iterations, _ = inverse.continued(f, 1e-9, start=u)
+    again, iterations, _ = inverse.solve_from(f, 1e-9, start=u)
     assert int(iterations.max()) == 0
     torch.testing.assert_close(again, batch, rtol=0, atol=1e-10 * float(batch.abs().max()))
