@@ -94,9 +94,9 @@ class CapacitancePlan(Plan):
         assert isinstance(A, Convolution)
         self.A, self.embedding = A, embedding
         device, dtype = A.device, double(A.dtype)
-        inner = Border(embedding.grid, embedding.input_border(), device)
-        outer = Border(embedding.grid, embedding.output_border(), device)
-        self._check(inner, outer, memory_limit, refuse_if_slower)
+        in_border = Border(embedding.grid, embedding.input_border(), device)
+        out_border = Border(embedding.grid, embedding.output_border(), device)
+        self._check(in_border, out_border, memory_limit, refuse_if_slower)
         self.damp = torch.zeros(damp_shape, dtype=torch.float64, device=device)
         self.rcond = default_rcond(A.dtype) if rcond is None else rcond
         with torch.no_grad():
@@ -105,7 +105,7 @@ class CapacitancePlan(Plan):
             self.precise = A.with_parameters([weight]).to(dtype=dtype)
             scaled = weight.to(dtype) / over_items(self.unit, A.ndim + 2)
             matrices = symbol(self.precise.with_parameters([scaled]), embedding)
-            found = self._find(matrices, inner, outer, rcond is not None)
+            found = self._find(matrices, in_border, out_border, rcond is not None)
         self.capacitance, self.nullity, self.undecided = found.capacitance, found.nullity, found.undecided
         if not found.resolved:
             raise MethodError(f"{A!r}: the rounding of its border hides which singular values count as zero")
@@ -113,20 +113,22 @@ class CapacitancePlan(Plan):
             # the vectors found span the null space of a nearby A, not the singular vectors below the user's threshold
             raise MethodError(f"{A!r}: singular values up to {found.largest:.1e} ||A|| would count as zero")
 
-    def _check(self, inner: Border, outer: Border, memory_limit: int | None, refuse_if_slower: bool) -> None:
+    def _check(self, in_border: Border, out_border: Border, memory_limit: int | None, refuse_if_slower: bool) -> None:
         """Refuse borders of different sizes, and plans that are too slow or need too much memory."""
         embedding = self.embedding
-        if not 0 < inner.size == outer.size or not _is_complement(inner, outer, embedding):
-            raise MethodError(f"{self.A!r}: {outer.size} unknowns and {inner.size} equations on the border")
+        if not 0 < in_border.size == out_border.size or not _is_complement(in_border, out_border, embedding):
+            raise MethodError(f"{self.A!r}: {out_border.size} unknowns and {in_border.size} equations on the border")
         cells, channels = math.prod(embedding.grid), embedding.in_channels
         if refuse_if_slower:
             # where singular values fall exponentially, as a blur's do, the iterations of another method do not suffice:
             # a factorisation is refused only where it costs more than twice as many
             iteration = CostModel(1, cells, channels, definite=False).iteration_work(1)
-            if dense_cost(inner.size, definite=False).setup > 2 * PATIENCE * iteration:
-                raise MethodError(f"{self.A!r}: {inner.size} border unknowns cost more to factorise than to iterate on")
+            if dense_cost(in_border.size, definite=False).setup > 2 * PATIENCE * iteration:
+                raise MethodError(
+                    f"{self.A!r}: {in_border.size} border unknowns cost more to factorise than to iterate on"
+                )
         itemsize = 16 if self.A.is_complex else 8
-        needed = embedding.blocks * itemsize * (3 * inner.size**2 + 6 * cells * channels**2)
+        needed = embedding.blocks * itemsize * (3 * in_border.size**2 + 6 * cells * channels**2)
         allowed = allowed_bytes(memory_limit, self.A.device)
         if needed > allowed:
             raise PlanMemoryError(
@@ -134,7 +136,7 @@ class CapacitancePlan(Plan):
                 f"(memory_limit=)"
             )
 
-    def _find(self, matrices: FrequencyMatrices, inner: Border, outer: Border, chosen: bool) -> NullSpaces:
+    def _find(self, matrices: FrequencyMatrices, in_border: Border, out_border: Border, chosen: bool) -> NullSpaces:
         """Factorise the capacitance matrix, set :attr:`norm_bound`, and find the null spaces.
 
         Raises:
@@ -155,13 +157,13 @@ class CapacitancePlan(Plan):
         forward = FrequencyMatrices(matrices.grid, inverse)
         kernel = forward.kernel()
         largest = torch.linalg.vector_norm(kernel.flatten(1), math.inf, dim=-1)
-        factors, pivots = static_lu(between_borders(kernel, inner, outer), largest)
+        factors, pivots = static_lu(between_borders(kernel, in_border, out_border), largest)
         del kernel
         none = factors[..., :0]
-        zero = [border.mask.to(inverse.device) for border in (inner, outer)]
+        zero = [border.mask.to(inverse.device) for border in (in_border, out_border)]
         directions = (
-            Direction(forward, inner, outer, zero[0], none, none),
-            Direction(forward.H, outer, inner, zero[1], none, none),
+            Direction(forward, in_border, out_border, zero[0], none, none),
+            Direction(forward.H, out_border, in_border, zero[1], none, none),
         )
         found = Capacitance(factors, pivots, directions)
         return NullSpaces(found, matrices, norms[1], condition, self.rcond * item_over_group, chosen=chosen)
@@ -274,7 +276,7 @@ def _square_embedding(A: LinearOperator) -> Embedding:
     return embedding
 
 
-def _is_complement(inner: Border, outer: Border, embedding: Embedding) -> bool:
+def _is_complement(in_border: Border, out_border: Border, embedding: Embedding) -> bool:
     """Tell whether inputs and input border make up the whole grid, and outputs and output border too."""
     axes = embedding.axes
     inputs = sum(
@@ -284,6 +286,6 @@ def _is_complement(inner: Border, outer: Border, embedding: Embedding) -> bool:
     cells = math.prod(embedding.grid)
     channels = embedding.in_channels // len(embedding.phases)
     return (
-        inner.size + channels * inputs == embedding.in_channels * cells
-        and outer.size + embedding.out_channels * outputs == embedding.out_channels * cells
+        in_border.size + channels * inputs == embedding.in_channels * cells
+        and out_border.size + embedding.out_channels * outputs == embedding.out_channels * cells
     )

@@ -184,7 +184,7 @@ def direct_pass_cost(border: CrossedBorder, *, definite: bool, real: bool, even:
         real: it is real.
         even: it is even along both axes.
     """
-    border = border if border.shortest else border.turned
+    border = border if border.shortest else border.transposed
     channels, grid = len(border.rows), border.grid
     frequencies = grid[0] * (grid[1] // 2 + 1 if real else grid[1])
     saddle = real and one_channel_saddle(border, definite=definite)
@@ -312,7 +312,7 @@ def direct_plan_cost(convolution: Convolution, damp_shape: tuple[int, ...] = ())
         border = CrossedBorder.of(embedding.grid, positions)
         even = _has_even_factors(convolution, border, definite)
         cost = direct_pass_cost(border, definite=definite, real=real, even=even)
-        border = border if border.shortest else border.turned
+        border = border if border.shortest else border.transposed
         # the strip is inverted at every frequency along it, which is all that there is in one dimension
         frequencies = border.grid[1] // 2 + 1 if real else border.grid[1]
         operations += (4 if definite else 8) * frequencies * (channels * border.depth) ** 3

@@ -51,19 +51,19 @@ class MissingBlocks:
         kernel = FrequencyMatrices(
             truncated.symbol.grid, _complement(truncated.symbol.matrices, truncated.embedding, damp, penalty)
         )
-        grid, pieces = truncated.embedding.grid, list[tuple[int, Tensor]]()
+        grid, clusters = truncated.embedding.grid, list[tuple[int, Tensor]]()
         self.embedding = Embedding(truncated.convolution, grid, batch)
         cells = self.embedding.outputs_to_grid(missing.to(torch.uint8))[0].cpu()
         count = int(cells.sum())
         most = largest_block(count, cells.numel())
-        for number, members in enumerate(cells):
-            places = members.nonzero()
-            pieces += [(number, places[part]) for part in split_at_gaps(places, most)]
-        size = max((len(places) for _, places in pieces), default=0)
-        self.index = torch.full((len(pieces), size), cells.numel())  # one past the end, where zeros are appended
+        for number, mask in enumerate(cells):
+            places = mask.nonzero()
+            clusters += [(number, places[part]) for part in split_at_gaps(places, most)]
+        size = max((len(places) for _, places in clusters), default=0)
+        self.index = torch.full((len(clusters), size), cells.numel())  # one past the end, where zeros are appended
         entries = kernel.kernel()
-        blocks = torch.eye(size, dtype=entries.dtype, device=entries.device).repeat(len(pieces), 1, 1)
-        for row, (number, places) in enumerate(pieces):
+        blocks = torch.eye(size, dtype=entries.dtype, device=entries.device).repeat(len(clusters), 1, 1)
+        for row, (number, places) in enumerate(clusters):
             flat = number
             for along, n in zip(places.mT, (self.embedding.out_channels, *grid), strict=True):
                 flat = flat * n + along

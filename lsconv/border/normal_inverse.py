@@ -215,8 +215,8 @@ class BorderInverse(NormalInverse):
         channels = self.Q.rows if self.stack is None else self.stack.transforms
         self.model = CostModel(self.embedding.blocks, math.prod(self.embedding.grid), channels, definite)
         self.condition = problem.condition(self.inverse)
-        crossed = request.crossed and not request.whole_border and self.embedding.ndim <= 2
-        self._crossed = crossed and (request.penalty is not None or self.condition <= _CONDITION[definite])
+        crossed = request.has_whole_lines and not request.whole_border and self.embedding.ndim <= 2
+        self._has_direct_pass = crossed and (request.penalty is not None or self.condition <= _CONDITION[definite])
         self._on_shortest_grid, self._cost = self._cost_of_factors()
         self._border_system: BorderSystem | None = None
         self.stage = Stage.UNDECIDED
@@ -234,18 +234,18 @@ class BorderInverse(NormalInverse):
     def _cost_of_factors(self) -> tuple[bool, FactorCost]:
         """The cost of the factors that may replace the iteration, on the cheaper of two grids."""
         truncated, request = self.problem.truncated, self.problem.request
-        if self._crossed:
+        if self._has_direct_pass:
             # at a larger condition, rounding would hide that the kernel is not even
             even_condition = min(self.condition, 1e6 if self.definite else 1e3)
             assert isinstance(self.Q, FrequencyMatrices)
             return cheapest_grid(truncated, self.Q, request.penalty, self.model, even_condition)
-        onto = truncated.convolution if request.crossed and request.penalty is None else None
+        onto = truncated.convolution if request.has_whole_lines and request.penalty is None else None
         return True, whole_border_cost(self.embedding, self.form, onto, self.border)
 
     def factorise(self) -> None:
         """Factorise the border; if its ranks are large and dense factors do not fit in memory, iterate from now on."""
         self._border_system, self.stage = None, Stage.FACTORS
-        if self._crossed:
+        if self._has_direct_pass:
             given = self.problem.request
             precise = replace(given.precise(), side=self.side, shortest_grid=self._on_shortest_grid)
             same = given.convolution.dtype == precise.convolution.dtype and given.floor == precise.floor

@@ -117,8 +117,8 @@ class Request:
         return cls(convolution, shift, floor, side, penalty, copied_padding, limits, missing=missing)
 
     @property
-    def crossed(self) -> bool:
-        """Tell whether the border consists of rows and columns of a plane only."""
+    def has_whole_lines(self) -> bool:
+        """Tell whether the border is made of whole lines of the grid: no copied margin, and no missing outputs."""
         return self.copied_padding is None and self.missing is None
 
     def precise(self) -> Request:
@@ -274,16 +274,16 @@ class NormalProblem:
         norm = math.sqrt(norm_squared) if self.form == "saddle" else norm_squared  # that of the operator inverted
         return float(frobenius(inverse.matrices).amax()) * norm
 
-    def in_a_plane(self, *, turned: bool) -> NormalProblem:
-        """Lay the operator on a plane, a line being a plane of one row; with its axes exchanged if ``turned``."""
+    def on_plane(self, *, transposed: bool) -> NormalProblem:
+        """Lay the operator on a plane, a line being a plane of one row; with its axes exchanged if ``transposed``."""
         S = self.symbol
-        if len(S.grid.sizes) == 2 and not turned:
+        if len(S.grid.sizes) == 2 and not transposed:
             return self
         plane = copy.copy(self)
         plane._parts = None
         if len(S.grid.sizes) == 1:
             S = FrequencyMatrices(Grid((1, *S.grid.sizes), real=S.grid.real), S.matrices.unsqueeze(1))
-        if turned:
+        if transposed:
             grid = Grid(S.grid.sizes[::-1], real=S.grid.real)
             S = FrequencyMatrices(grid, grid.transform(S.kernel().mT).movedim((1, 2), (-2, -1)))
         plane.truncated = replace(self.truncated, symbol=S)

@@ -51,11 +51,11 @@ def test_further_cells_are_numbered_with_the_border_and_parted_by_gaps() -> None
     cells[0, 5, 5] = True  # on the border already
     union = border.with_cells(cells)
     assert union.size == border.size + 4
-    (piece,) = union.pieces
-    assert piece.tolist() == [[0, 1, 1], [0, 1, 2], [0, 2, 1], [0, 2, 2]]
+    (cluster,) = union.clusters
+    assert cluster.tolist() == [[0, 1, 1], [0, 1, 2], [0, 2, 1], [0, 2, 2]]
     z = torch.randn(3, 1, 2, 6, 8)
     assert torch.equal(union.scatter(union.gather(z)), torch.where(union.mask, z, 0))
-    assert border.pieces == ()
+    assert border.clusters == ()
 
 
 def test_split_at_gaps_stay_together() -> None:

@@ -78,7 +78,7 @@ def test_strips_and_corners_by_factors_are_those_of_the_matrices() -> None:
     inverse = _inverse("gradient")
     entries, expected = (inverse.border.entries(Q) for Q in (inverse.Q, inverse.problem.circulant_parts.Q))
     for axes in ((0,), (1,), (2,), (0, 2), (1, 2)):
-        cells = inverse.border.corner(axes, 1)
+        cells = inverse.border.cross_section(axes, 1)
         torch.testing.assert_close(entries.between(axes, cells), expected.between(axes, cells), rtol=0, atol=1e-12)
 
 

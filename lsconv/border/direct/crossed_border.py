@@ -43,7 +43,7 @@ class CrossedBorder:
         return cls((grid[0], grid[1]), rows, columns)
 
     @property
-    def turned(self) -> CrossedBorder:
+    def transposed(self) -> CrossedBorder:
         """The border with its two axes exchanged."""
         return CrossedBorder(self.grid[::-1], self.columns, self.rows)
 
@@ -60,7 +60,7 @@ class CrossedBorder:
     @property
     def shortest(self) -> bool:
         """Tell whether V' is no larger than it would be with rows for columns."""
-        return self.column_cells <= self.turned.column_cells
+        return self.column_cells <= self.transposed.column_cells
 
     @property
     def height(self) -> int:

@@ -55,15 +55,15 @@ class DirectBorder:
         self._along, self._real = Grid(border.grid[1:], real=Q.grid.real), Q.grid.real
         self._Q = Q
         spectrum = Q.matrices
-        columns = torch.fft.ifft(spectrum, dim=1)
-        self.strip = Strip(columns, border, definite=definite) if border.depth else None
+        row_kernels = torch.fft.ifft(spectrum, dim=1)
+        self.strip = Strip(row_kernels, border, definite=definite) if border.depth else None
         self.schur: SchurInverse | HodlrSchur | None = None
         self._height, self._rows = border.height, border.grid[0]
         if not border.column_cells:
             return
         one = len(border.rows) == 1 or one_channel_saddle(border, definite=definite)
         even = one and Q.grid.real and is_even(spectrum, condition)
-        entries = column_blocks(spectrum, columns, self.strip, border, self._along, definite=definite, even=even)
+        entries = column_blocks(spectrum, row_kernels, self.strip, border, self._along, definite=definite, even=even)
         if HodlrSchur.serves(border, definite=definite, real=self._real, even=even):
             hierarchical = HodlrSchur(entries, border, even=even)
             if hierarchical.low_rank:
@@ -82,32 +82,32 @@ class DirectBorder:
             self._write = waves.mH.contiguous()
             self._read = (waves * (self._along.weights(spectrum.device, spectrum.dtype) / n)[:, None]).mT.contiguous()
 
-    def clear(self, u: list[Tensor], t: Iterable[Tensor], *, from_zero: bool) -> None:
-        """Add to the spectra u, in place, those of vectors on the border such that ``Q u`` vanishes on the border.
+    def eliminate(self, u: list[Tensor], t: Iterable[Tensor], *, woodbury: bool) -> None:
+        """Add to the spectra u, in place, those of the border values for which ``Q u`` vanishes on the border.
 
         Args:
             u: spectra ``(rhs, blocks, channels, *frequencies)``, one for each group of right-hand sides.
             t: ``Q u`` of each.
-            from_zero: the Woodbury form, where the border is on the other side: u is zero, t are the spectra
-                ``E P f``, and ``t + Q u`` has to vanish on the border.
+            woodbury: the border is on the other side than the unknowns: u is zero, t are the spectra ``E P f``, and
+                ``t + Q u`` has to vanish on the border.
         """
 
         def image(spectrum: Tensor, offset: Tensor) -> Tensor:
-            return self._Q(spectrum).add_(offset) if from_zero else self._Q(spectrum)
+            return self._Q(spectrum).add_(offset) if woodbury else self._Q(spectrum)
 
         values = []
         for spectrum, offset in zip(u, t, strict=True):
             if self.strip is not None:
-                self.strip.clear(spectrum, offset)
+                self.strip.eliminate(spectrum, offset)
             if self.schur is not None:
                 values.append(self._columns(offset if self.strip is None else image(spectrum, offset)))
         if self.schur is None or not values:
             return
         solved = self.schur(torch.cat(values)).split([part.shape[0] for part in u])
-        for spectrum, offset, v in zip(u, t if from_zero else u, solved, strict=True):
+        for spectrum, offset, v in zip(u, t if woodbury else u, solved, strict=True):
             self._subtract_columns(spectrum, v)
             if self.strip is not None:
-                self.strip.clear(spectrum, image(spectrum, offset))
+                self.strip.eliminate(spectrum, image(spectrum, offset))
 
     def _columns(self, t: Tensor) -> Tensor:
         """The values at the columns V' of the spectrum t: ``(rhs, blocks, channels, width, height)``."""
@@ -185,8 +185,8 @@ class DirectInverse:
         self._transposed = border is not None and not border.shortest
         if border is not None:
             self._plane, self._interior = border.grid, border.interior
-            border = border.turned if self._transposed else border
-            problem = problem.in_a_plane(turned=self._transposed)
+            border = border.transposed if self._transposed else border
+            problem = problem.on_plane(transposed=self._transposed)
         self._S = S = problem.symbol
         self._grid = S.grid
         self._root = self.mu.sqrt().reshape(1, -1, 1, *(1 for _ in S.grid.sizes))
@@ -325,14 +325,14 @@ class DirectInverse:
             u = [part.new_zeros(*part.shape[:2], columns.rows, *part.shape[3:]) for part in f]
             for part, spectrum in zip(f, u, strict=True):
                 spectrum[:, :, rows] = part
-            self._border.clear(u, map(columns, f), from_zero=False)
+            self._border.eliminate(u, map(columns, f), woodbury=False)
             return u
         if self._to_border is None:
-            self._border.clear(f, map(self._P, f), from_zero=False)
+            self._border.eliminate(f, map(self._P, f), woodbury=False)
             return f
         t = [self._to_border(self._P(part)) for part in f]
         u = [torch.zeros_like(part, memory_format=torch.contiguous_format) for part in t]
-        self._border.clear(u, t, from_zero=True)
+        self._border.eliminate(u, t, woodbury=True)
         assert self._from_border is not None
         return [part.sub_(self._from_border(spectrum)) for part, spectrum in zip(f, u, strict=True)]
 

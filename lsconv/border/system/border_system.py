@@ -157,15 +157,17 @@ class Schwarz:
             self.full_inverse = DenseInverse(border_entries.dense(border), definite=problem.model.definite)
             return
         numbering = border.numbering()
-        used = [a for a, members in enumerate(border.members) if members.any()]
+        used = [a for a, positions in enumerate(border.on_axis) if positions.any()]
         for a in used:
-            self.subdomains.append(self._subdomain(border_entries, numbering, (a,), border.corner((a,), 0)))
+            self.subdomains.append(self._subdomain(border_entries, numbering, (a,), border.cross_section((a,), 0)))
         crossed = [axes for n in range(2, len(used) + 1) for axes in combinations(used, n)] if limits.corners else []
         self._overlaps = {axes: self._overlap(axes) for axes in crossed}
         for axes, overlap in self._overlaps.items():
             if overlap:
-                self.subdomains.append(self._subdomain(border_entries, numbering, axes, border.corner(axes, overlap)))
-        for cells in border.pieces:
+                self.subdomains.append(
+                    self._subdomain(border_entries, numbering, axes, border.cross_section(axes, overlap))
+                )
+        for cells in border.clusters:
             self.subdomains.append(self._subdomain(border_entries, numbering, tuple(range(len(border.grid))), cells))
         self.sum = SubdomainSum(self.subdomains, border.size, self.owners() if problem.restricted else None)
 
@@ -195,21 +197,21 @@ class Schwarz:
         others = math.prod(n for a, n in enumerate(grid) if a not in axes)
         most = min(limit, 2 * limit // math.isqrt(others))
         overlap = min(grid[a] for a in axes) // 4
-        while overlap > 0 and self.border.corner_size(axes, overlap) > most:
+        while overlap > 0 and self.border.cross_section_size(axes, overlap) > most:
             overlap -= max(1, overlap // 8)
         return overlap
 
     def owners(self) -> Tensor:
         """The owner of every cell: the last corner within half of whose overlap it lies, or else its first strip."""
         owner, numbering = torch.full((self.border.size,), -1), self.border.numbering()
-        parts = len(self.subdomains) - len(self.border.pieces)
+        parts = len(self.subdomains) - len(self.border.clusters)
         for number, subdomain in enumerate(self.subdomains):
             if len(subdomain.axes) == 1 or number >= parts:
                 index = subdomain.index.cpu()
                 owner[index] = torch.where(owner[index] < 0, number, owner[index])
             else:
                 overlap = self._overlaps[subdomain.axes]
-                cells = self.border.corner(subdomain.axes, overlap // 2 if overlap > 1 else overlap)
+                cells = self.border.cross_section(subdomain.axes, overlap // 2 if overlap > 1 else overlap)
                 owner[border_index(numbering, subdomain.axes, cells).flatten()] = number
         return owner
 

@@ -65,11 +65,11 @@ def test_the_columns_are_solved_as_by_the_dense_border(
     problem = NormalProblem(Request(A, damps, 1e-13, side="residual", shortest_grid=True))
     Q = problem.circulant_parts.Q
     border = crossed_border(problem.form, problem.embedding, None)
-    columns = torch.fft.ifft(Q.matrices, dim=1)
-    strip = Strip(columns, border, definite=True)
+    row_kernels = torch.fft.ifft(Q.matrices, dim=1)
+    strip = Strip(row_kernels, border, definite=True)
     along = Grid(border.grid[1:], real=True)
     assert is_even(Q.matrices, problem.condition(Q)) == even
-    entries = column_blocks(Q.matrices, columns, strip, border, along, definite=True, even=even)
+    entries = column_blocks(Q.matrices, row_kernels, strip, border, along, definite=True, even=even)
     inverse = HodlrSchur(entries, border, even=even, leaf=border.column_cells // (4 if even else 2) // 9)
     assert inverse.low_rank
 
