@@ -50,10 +50,6 @@ from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["BorderInverse", "CirculantInverse", "DefiniteInverse", "NormalInverse", "SaddleInverse", "normal_inverse"]
 
-# The largest condition for which factors in double precision are accurate enough, by definiteness: about damp^-2 for a
-# definite normal operator, damp^-1 for a saddle operator.
-_CONDITION = {True: 2.5e9, False: 1e6}
-
 
 def normal_inverse(request: Request) -> NormalInverse:
     r"""The inverse of a normal operator of A, regularised by ``mu``, to the accuracy of its border iteration.
@@ -193,7 +189,9 @@ class BorderInverse(NormalInverse):
         condition: a bound of the condition number of that operator.
     """
 
-    definite = True
+    definite: bool  # Q is positive definite on the border
+    max_condition: float  # the largest condition for which factors in double precision are accurate enough
+    max_even_condition: float  # the largest one at which rounding does not hide that a kernel is not even
 
     def __init__(self, problem: NormalProblem) -> None:
         super().__init__(problem)
@@ -216,7 +214,7 @@ class BorderInverse(NormalInverse):
         self.model = CostModel(self.embedding.blocks, math.prod(self.embedding.grid), channels, definite)
         self.condition = problem.condition(self.inverse)
         crossed = request.has_whole_lines and not request.whole_border and self.embedding.ndim <= 2
-        self._has_direct_pass = crossed and (request.penalty is not None or self.condition <= _CONDITION[definite])
+        self._has_direct_pass = crossed and (request.penalty is not None or self.condition <= self.max_condition)
         self._on_shortest_grid, self._cost = self._cost_of_factors()
         self._border_system: BorderSystem | None = None
         self.stage = Stage.UNDECIDED
@@ -235,8 +233,7 @@ class BorderInverse(NormalInverse):
         """The cost of the factors that may replace the iteration, on the cheaper of two grids."""
         truncated, request = self.problem.truncated, self.problem.request
         if self._has_direct_pass:
-            # at a larger condition, rounding would hide that the kernel is not even
-            even_condition = min(self.condition, 1e6 if self.definite else 1e3)
+            even_condition = min(self.condition, self.max_even_condition)
             assert isinstance(self.Q, FrequencyMatrices)
             return cheapest_grid(truncated, self.Q, request.penalty, self.model, even_condition)
         onto = truncated.convolution if request.has_whole_lines and request.penalty is None else None
@@ -350,6 +347,9 @@ class DefiniteInverse(BorderInverse):
     the map from the side to that of the border.
     """
 
+    definite = True
+    max_condition, max_even_condition = 2.5e9, 1e6  # a condition is about damp^-2
+
     def _cells(self, problem: NormalProblem) -> Border:
         truncated = problem.truncated
         positions = truncated.out_border if self.form == "valid" else truncated.in_border
@@ -377,6 +377,7 @@ class SaddleInverse(BorderInverse):
     """The inverse where outputs and inputs are cropped, or where the padding is reflect or replicate."""
 
     definite = False
+    max_condition, max_even_condition = 1e6, 1e3  # a condition is about damp^-1
 
     def __init__(self, problem: NormalProblem) -> None:
         super().__init__(problem)

@@ -99,9 +99,8 @@ class NullSpaces:
         """
         counted = [ratio < self.rcond for ratio, _ in found]
         self.resolved = not any(bool((~k & (r < self._noise)).any()) for (r, _), k in zip(found, counted, strict=True))
-        band = (self.rcond / 2 if self._user_rcond else 0 * self.rcond).clamp_min(
-            ROUNDING * torch.finfo(torch.float64).eps
-        )
+        half_width = self.rcond / 2 if self._user_rcond else 0 * self.rcond
+        band = half_width.clamp_min(ROUNDING * torch.finfo(torch.float64).eps)
         near = [((r - self.rcond).abs() <= band) & (self.rcond > 0) for r, _ in found]
         self.undecided = sum((n.any(-1) for n in near), self.undecided)
         counts = torch.stack([k.sum(-1) for k in counted])
