@@ -265,10 +265,10 @@ class CapacitancePlan(Plan):
 def _square_embedding(A: LinearOperator) -> Embedding:
     """The shortest grid of a convolution whose symbol is square."""
     if not (
-        isinstance(A, Convolution) and Embedding.exists(A) and A.weight.real.dtype in (torch.float32, torch.float64)
+        isinstance(A, Convolution) and Embedding.serves(A) and A.weight.real.dtype in (torch.float32, torch.float64)
     ):
         raise MethodError(f"{A!r} is no truncated block-circulant operator")
-    embedding = Embedding(A, (1,) * A.ndim, only_read=True)
+    embedding = Embedding(A, (1,) * A.ndim, tapped_phases_only=True)
     if embedding.in_channels != embedding.out_channels:
         raise MethodError(
             f"{A!r} has {embedding.out_channels} rows and {embedding.in_channels} columns per frequency, not as many"

@@ -39,7 +39,7 @@ class MissingBlocks:
 
     def __init__(self, convolution: Convolution, damp: Tensor, missing: Tensor, penalty: Penalty | None = None) -> None:
         batch = tuple(missing.shape[: missing.ndim - convolution.ndim - 1])
-        if not Embedding.exists(convolution):
+        if not Embedding.serves(convolution):
             convolution = Convolution(
                 convolution.weight, convolution.spatial_in, convolution.stride, convolution.padding,
                 convolution.dilation, convolution.groups, check_finite=False,

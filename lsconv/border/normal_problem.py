@@ -112,7 +112,7 @@ class Request:
         damp = torch.as_tensor(damp, dtype=torch.float64, device=convolution.device)
         penalty = Penalty(convolution, terms, damp) if terms else None
         shift = damp.new_zeros(()) if terms else damp  # with a penalty the damping is in its rows damp L
-        copied_padding = CopiedPadding(convolution) if CopiedPadding.exists(convolution) else None
+        copied_padding = CopiedPadding(convolution) if CopiedPadding.serves(convolution) else None
         limits = cost_model.DEFAULT_LIMITS if limits is None else limits
         return cls(convolution, shift, floor, side, penalty, copied_padding, limits, missing=missing)
 

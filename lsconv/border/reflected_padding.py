@@ -73,7 +73,7 @@ class CopiedPadding:
         self.bound = (rows * columns).sqrt()
 
     @staticmethod
-    def exists(A: LinearOperator) -> bool:
+    def serves(A: LinearOperator) -> bool:
         """Tell whether A is a convolution of stride 1 whose padding copies inside cells."""
         return (
             isinstance(A, Convolution)

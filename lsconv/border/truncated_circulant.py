@@ -76,7 +76,7 @@ def truncated_circulant(
         convolution = convolution if copied_padding is None else copied_padding.convolution
         minimal = (1,) * convolution.ndim if shortest else None
         constrained = None if copied_padding is None else (True,) * convolution.ndim
-        embedding = Embedding(convolution, minimal, batch_shape, only_read=True, constrained=constrained)
+        embedding = Embedding(convolution, minimal, batch_shape, tapped_phases_only=True, constrained=constrained)
         S = symbol(convolution, embedding).repeated(embedding.blocks)
         out_border = embedding.output_border()
     in_border = embedding.input_border()

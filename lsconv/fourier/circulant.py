@@ -82,7 +82,7 @@ def block_circulant(A: Any, batch_shape: tuple[int, ...] = (), *, name: str = "f
 
 def circulant_embedding(A: Any, batch_shape: tuple[int, ...] = ()) -> Embedding | None:
     """Find the grid as :func:`block_circulant` does; None where A is not block-circulant."""
-    if not isinstance(A, Convolution) or not Embedding.exists(A):
+    if not isinstance(A, Convolution) or not Embedding.serves(A):
         return None
     for grid in (None, (1,) * A.ndim):  # a pointwise convolution is circulant only on a grid of its own size
         embedding = Embedding(A, grid, batch_shape)

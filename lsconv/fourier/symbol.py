@@ -257,7 +257,7 @@ def symbol(convolution: Convolution, embedding: Embedding | None = None) -> Freq
         tensor([4., 2., 0.])
     """
     if embedding is None:
-        if not Embedding.exists(convolution):
+        if not Embedding.serves(convolution):
             raise MethodError(
                 f"symbol: padding_mode={convolution.padding_mode!r} with stride {convolution.stride} on "
                 f"{convolution.spatial_in} is not block-circulant"

@@ -299,17 +299,17 @@ def _first(A: LinearOperator, request: PlanRequest) -> Any:
 
 def _is_embedded(A: LinearOperator) -> bool:
     """Tell whether A is a convolution that truncates a block-circulant operator."""
-    return isinstance(A, Convolution) and Embedding.exists(A)
+    return isinstance(A, Convolution) and Embedding.serves(A)
 
 
 def _is_circulant(A: LinearOperator) -> bool:
     """Tell whether A is a convolution whose circulant nothing crops."""
-    return isinstance(A, Convolution) and Embedding.exists(A) and Embedding(A).is_circulant
+    return isinstance(A, Convolution) and Embedding.serves(A) and Embedding(A).is_circulant
 
 
 def _mirrors_well(A: LinearOperator, request: PlanRequest) -> bool:
     """Tell whether reflect or replicate padding is better served by the border than by LSMR."""
-    if not (isinstance(A, Convolution) and CopiedPadding.exists(A) and request.damped):
+    if not (isinstance(A, Convolution) and CopiedPadding.serves(A) and request.damped):
         return False
     return A.ndim <= 2 and (A.c_in + A.c_out) // A.groups <= _MIRRORED_CHANNELS
 

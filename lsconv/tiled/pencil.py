@@ -94,7 +94,7 @@ class PencilInverse:
 
 def pencil_bytes(A: Convolution, terms: Sequence[Filter], damp: float, ranks: int) -> int | None:
     """Estimate the bytes on a rank, with the vectors of a solve; None where the inverse cannot be made."""
-    if A.ndim < 2 or not Embedding.exists(A):
+    if A.ndim < 2 or not Embedding.serves(A):
         return None
     truncated = _structure(A, terms, damp)
     grid, columns, rows = truncated.embedding.grid, truncated.symbol.columns, truncated.symbol.rows

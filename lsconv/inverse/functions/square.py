@@ -28,7 +28,7 @@ def square_slogdet(A: Convolution) -> tuple[Tensor, Tensor] | None:
     Raises:
         MethodError: the circulant is too badly conditioned, or the border has too many unknowns.
     """
-    if set(A.stride) != {1} or A.c_in != A.c_out or A.spatial_in != A.spatial_out or not Embedding.exists(A):
+    if set(A.stride) != {1} or A.c_in != A.c_out or A.spatial_in != A.spatial_out or not Embedding.serves(A):
         return None
     embedding = Embedding(A, (1,) * A.ndim)
     S = symbol(A, embedding)
