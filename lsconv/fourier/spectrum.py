@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, ConvergenceWarning, MethodError
 from lsconv.factored.kronecker import separable_singular_values
-from lsconv.factored.singular_values import DENSE_ENTRIES
+from lsconv.factored.dense_svd import DENSE_ENTRIES
 from lsconv.fourier.batched_linalg import log_abs_det
 from lsconv.fourier.circulant import block_circulant, circulant_embedding, double_symbol, real_dtype
 from lsconv.fourier.embedding import Embedding

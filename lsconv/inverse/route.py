@@ -15,7 +15,7 @@ from lsconv.border.reflected_padding import CopiedPadding
 from lsconv.border.stacked_plan import StackedPlan
 from lsconv.errors import ArgumentError, DtypeError, MethodError, PlanMemoryError, warn
 from lsconv.factored.axis_channels import AxisAsChannels
-from lsconv.factored.singular_values import SingularValuePlan
+from lsconv.factored.dense_svd import SingularValuePlan
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.adjoint_plan import AdjointPlan
 from lsconv.inverse.plans.composed import measured_rows, reduced, transposed, trimmed, varying
