@@ -21,8 +21,9 @@ they cost (``cost_model``):
 
 * by factors (``direct``). A border of a plane is rows H and columns V'. H is eliminated frequency by frequency,
   :math:`D_\omega^{-1}` (``direct/strip``). What is left of V' is a Schur complement S, formed by its displacement rank
-  (``direct/schur_complement``) and split by its symmetries (``direct/even_odd_basis``); of a large image its halves see
-  each other by few waves (``direct/hodlr``). A solve is one pass over the spectrum (``direct/direct_pass``);
+  (``direct/schur_complement``), split by its symmetries (``direct/even_odd_basis``) and factorised
+  (``direct/dense_schur``); of a large image its halves see each other by few waves (``direct/hodlr``). A solve is one
+  pass over the spectrum (``direct/direct_pass``);
 * by iteration (``system``): conjugate gradients or GMRES (``system/border_krylov``) with products over the grid,
   preconditioned by :math:`\sum_T R_T^T D_T Q_{TT}^{-1} R_T` over strips and corners (``system/border_system``).
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lsconv.fourier.embedding import BorderPositions
 from lsconv.fourier.symbol import FactoredCapacitance, FrequencyMatrices, Grid
 
 __all__ = ["Border", "BorderEntries", "between_borders", "gathered", "largest_block", "scattered", "split_at_gaps"]
@@ -38,7 +39,7 @@ class Border:
     diagonal: Tensor | None = None
     clusters: tuple[Tensor, ...] = ()
 
-    def __init__(self, grid: tuple[int, ...], positions: list[list[list[int]]], device: torch.device) -> None:
+    def __init__(self, grid: tuple[int, ...], positions: BorderPositions, device: torch.device) -> None:
         self.grid = grid
         self.channels = len(positions)
         self.on_axis = [torch.zeros(self.channels, n, dtype=torch.bool) for n in grid]

@@ -33,7 +33,7 @@ def static_lu(matrices: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Direction:
-    """The solution of ``A x = y``, or of ``A^H x = y``, by the capacitance matrix: the borders and null space of one.
+    """The direction of a solve by the capacitance matrix, ``A x = y`` or ``A^H x = y``: its borders and null spaces.
 
     Attributes:
         inverse: C^-1, or for the adjoint C^-H.

@@ -136,7 +136,7 @@ class CapacitancePlan(Plan):
                 f"(memory_limit=)"
             )
 
-    def _find(self, matrices: FrequencyMatrices, in_border: Border, out_border: Border, chosen: bool) -> NullSpaces:
+    def _find(self, matrices: FrequencyMatrices, in_border: Border, out_border: Border, user_rcond: bool) -> NullSpaces:
         """Factorise the capacitance matrix, set :attr:`norm_bound`, and find the null spaces.
 
         Raises:
@@ -166,7 +166,7 @@ class CapacitancePlan(Plan):
             Direction(forward.H, out_border, in_border, zero[1], none, none),
         )
         found = Capacitance(factors, pivots, directions)
-        return NullSpaces(found, matrices, norms[1], condition, self.rcond * item_over_group, chosen=chosen)
+        return NullSpaces(found, matrices, norms[1], condition, self.rcond * item_over_group, user_rcond=user_rcond)
 
     # ------------------------------------------------------------------ answers
 

@@ -21,8 +21,8 @@ from lsconv.border.direct.crossed_border import CrossedBorder, crossed_border, i
 from lsconv.border.direct.hodlr import HodlrSchur
 from lsconv.border.penalty import Penalty
 from lsconv.border.reflected_padding import CopiedPadding
-from lsconv.border.truncated_circulant import Positions, TruncatedCirculant
-from lsconv.fourier.embedding import Embedding
+from lsconv.border.truncated_circulant import TruncatedCirculant
+from lsconv.fourier.embedding import BorderPositions, Embedding
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.batch_layout import WORK_BYTES
 from lsconv.operators.convolution import Convolution
@@ -274,7 +274,7 @@ def whole_border_cost(embedding: Embedding, form: str, convolution: Convolution 
     return dense_cost(size, definite=form != "saddle")
 
 
-def _cells(grid: Sequence[int], positions: Positions) -> int:
+def _cells(grid: Sequence[int], positions: BorderPositions) -> int:
     """The number of cells of a border of these positions, per channel and axis."""
     inside = (math.prod(n - len(along) for n, along in zip(grid, axes, strict=True)) for axes in positions)
     return sum(math.prod(grid) - cells for cells in inside)

@@ -1,5 +1,7 @@
 r"""Exact traces, determinants and norms of a Tikhonov solution: by-products of the border, for every truncation.
 
+:mod:`lsconv.border.determinant` has the determinant alone, for larger borders, masks and penalties, with derivatives.
+
 With :math:`A = R_{out} C R_{in}^T`, :math:`\mu = damp^2`, C block-circulant with symbol :math:`S = U \Sigma V^H`, and
 
 .. math::
@@ -37,7 +39,7 @@ from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 
-__all__ = ["EXACT_UNKNOWNS", "ExactInfluence", "Influence", "influence_logdet", "influence_trace"]
+__all__ = ["EXACT_UNKNOWNS", "ExactInfluence", "Influence"]
 
 # The most border unknowns of a block for a dense factor, which for 4096 takes 128 MiB in float64.
 EXACT_UNKNOWNS = 4096
@@ -316,46 +318,3 @@ def _spectral_function(U: Tensor, f: Tensor, *, complete: bool, difference: bool
     result = -((U * (1 - f).unsqueeze(-2)) @ U.mH)
     result.diagonal(dim1=-2, dim2=-1).add_(1)
     return result
-
-
-def influence_trace(A: Convolution, damp: float | Tensor) -> Tensor:
-    r"""The trace of the influence matrix :math:`A (A^HA + \mathrm{damp}^2)^{-1} A^H`: effective degrees of freedom.
-
-    Exact, in double precision, for zero padding of every kind and circular padding.
-
-    Args:
-        A: the convolution.
-        damp: positive, a number or a tensor that broadcasts with ``A.batch_shape``.
-
-    Returns:
-        float64 tensor, the broadcast shape of ``A.batch_shape`` and damp.
-
-    Raises:
-        MethodError: A is not a truncated block-circulant operator.
-        PlanMemoryError: its border has more than :data:`EXACT_UNKNOWNS` unknowns.
-        ArgumentError: damp is not positive.
-
-    Source:
-        The module's derivation; Jacobi's identity for the minors of an inverse.
-
-    Example:
-        >>> A = lsconv.Conv1d(torch.ones(1, 1, 3), in_size=6)
-        >>> from lsconv.border.influence import influence_trace
-        >>> bool(influence_trace(A, 1e-4) > 3.99)
-        True
-    """
-    return ExactInfluence(A).at(torch.as_tensor(damp)).trace
-
-
-def influence_logdet(A: Convolution, damp: float | Tensor) -> Tensor:
-    r""":math:`\log\det(I + AA^H/\mathrm{damp}^2)`, exact; arguments and errors as in :func:`influence_trace`.
-
-    Minus its derivative with respect to :math:`\log \mathrm{damp}^2` is :func:`influence_trace`.
-
-    Example:
-        >>> A = lsconv.Conv1d(torch.ones(1, 1, 1), in_size=3)
-        >>> from lsconv.border.influence import influence_logdet
-        >>> influence_logdet(A, 1.0).exp().round()
-        tensor(8., dtype=torch.float64)
-    """
-    return ExactInfluence(A).at(torch.as_tensor(damp)).logdet

@@ -39,7 +39,7 @@ from lsconv.operators.dtypes import ROUNDING, double
 __all__ = ["CirculantParts", "NormalProblem", "Request", "least_shift", "needs_double"]
 
 # Factors in float32 lose a factor sigma_max^2 / damp^2 of accuracy. Below this damp / sigma_max the additional outer
-# steps cost more than factors in float64 (at eps^(1/4), which would leave half of the digits, they already do).
+# steps cost more than factors in float64.
 _LEAST_DAMP = 0.03
 
 # Without a damp the smallest singular value is unknown. A lower floor loses digits in the factors, and more iterations
@@ -162,7 +162,7 @@ class NormalProblem:
 
     Args:
         request: the description of the operator.
-        symbol: the symbol of a convolution on a grid, or of some frequencies of it.
+        symbol_of: makes the symbol of a convolution on a grid; a rank of a tiled solve makes its own frequencies.
 
     Attributes:
         truncated: the truncated circulant.
@@ -179,7 +179,7 @@ class NormalProblem:
     """
 
     def __init__(
-        self, request: Request, symbol: Callable[[Convolution, Embedding], FrequencyMatrices] = symbol
+        self, request: Request, symbol_of: Callable[[Convolution, Embedding], FrequencyMatrices] = symbol
     ) -> None:
         damp, penalty, copied_padding = request.damp, request.penalty, request.copied_padding
         self.request = request
@@ -191,7 +191,7 @@ class NormalProblem:
             copied_padding,
             shortest=request.shortest_grid,
             missing=request.missing is not None,
-            symbol=symbol,
+            symbol_of=symbol_of,
         )
         embedding, S = self.embedding, self.truncated.symbol
         self.smaller_side = "residual" if S.rows <= S.columns else "solution"
@@ -326,6 +326,7 @@ class NormalProblem:
 
 
 def _choose_side(truncated: TruncatedCirculant) -> str:
+    """The side of the unknowns: that of the smaller normal operator, but the solution side for a square saddle form."""
     embedding, rows, columns = truncated.embedding, truncated.symbol.rows, truncated.symbol.columns
     m, n = math.prod(embedding.out_shape), math.prod(embedding.in_shape)
     if m > n or rows > columns:
@@ -336,5 +337,11 @@ def _choose_side(truncated: TruncatedCirculant) -> str:
 
 
 def needs_double(A: Convolution, damp: Tensor, threshold: float = _LEAST_DAMP) -> bool:
-    """Tell whether a damped problem with float32 data costs less with factors in float64."""
+    """Tell whether a damped problem with float32 data costs less with factors in float64.
+
+    Args:
+        A: the operator.
+        damp: the damping, a number or one per batch item.
+        threshold: the damp / ||A|| below which factors in float64 cost less.
+    """
     return bool(((damp > 0) & (damp < threshold * norm_bound(A))).any() and (damp > 0).all())

@@ -35,7 +35,8 @@ class NullSpaces:
         inverse_norm: a bound of ``||C^-1||``, one per block.
         condition: a bound of the condition number of C, one per block.
         rcond: singular values up to this part of ``||C||`` count as zero, one per block.
-        chosen: rcond is the user's and lies anywhere in the spectrum, which the bounds know within a factor of two.
+        user_rcond: rcond is the user's, so that it may lie among other singular values. As the bounds are right to a
+            factor of two, values from half of it to one and a half times it are undecided.
 
     Attributes:
         capacitance: the capacitance matrix, with the null vectors found on its directions.
@@ -53,9 +54,9 @@ class NullSpaces:
         condition: Tensor,
         rcond: Tensor,
         *,
-        chosen: bool,
+        user_rcond: bool,
     ) -> None:
-        self.capacitance, self.rcond, self._chosen = capacitance, rcond.unsqueeze(-1), chosen
+        self.capacitance, self.rcond, self._user_rcond = capacitance, rcond.unsqueeze(-1), user_rcond
         # The rounding error of a computed singular value.
         self._noise = torch.finfo(torch.float64).eps * condition.unsqueeze(-1)
         self.resolved = True
@@ -98,7 +99,9 @@ class NullSpaces:
         """
         counted = [ratio < self.rcond for ratio, _ in found]
         self.resolved = not any(bool((~k & (r < self._noise)).any()) for (r, _), k in zip(found, counted, strict=True))
-        band = (self.rcond / 2 if self._chosen else 0 * self.rcond).clamp_min(ROUNDING * torch.finfo(torch.float64).eps)
+        band = (self.rcond / 2 if self._user_rcond else 0 * self.rcond).clamp_min(
+            ROUNDING * torch.finfo(torch.float64).eps
+        )
         near = [((r - self.rcond).abs() <= band) & (self.rcond > 0) for r, _ in found]
         self.undecided = sum((n.any(-1) for n in near), self.undecided)
         counts = torch.stack([k.sum(-1) for k in counted])
@@ -145,13 +148,12 @@ class NullSpaces:
         return torch.nn.functional.normalize(v, dim=-1).movedim(0, -1)
 
 
-def small_singular_vectors(capacitance: Capacitance, count: int, steps: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+def small_singular_vectors(capacitance: Capacitance, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The ``count`` smallest singular values, by block inverse iteration with :math:`(S^H S)^{-1}`.
 
     Args:
         capacitance: S, factorised.
         count: the number of singular values; the last ones are the least accurate.
-        steps: the number of iterations.
 
     Returns:
         The singular values ``(blocks, count)``, smallest first, and left and right vectors ``(blocks, size, count)``.
@@ -163,7 +165,7 @@ def small_singular_vectors(capacitance: Capacitance, count: int, steps: int = 2)
     blocks, size = factors.shape[:2]
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(blocks, size, count, generator=generator, dtype=factors.dtype).to(factors.device)
-    for _ in range(steps):
+    for _ in range(2):  # random vectors find what they miss
         for adjoint in (True, False):
             v = torch.linalg.qr(capacitance.solve(v, adjoint=adjoint)).Q
     left_vectors, inverse, rows = torch.linalg.svd(capacitance.solve(v, adjoint=True), full_matrices=False)
@@ -220,7 +222,7 @@ def nearest_null(images: Tensor, v: Tensor, gram: Tensor) -> tuple[Tensor, Tenso
         images: ``S v``, ``(blocks, rows, k)``. Not from singular values of S^-1: next to those of null vectors the
             others are rounding, and with them everything below.
         v: orthonormal vectors on the border, ``(blocks, size, k)``.
-        overlap: the inner products of their extensions, cropped nowhere.
+        gram: the inner products of their extensions before the crop, ``(blocks, k, k)``.
 
     Returns:
         For each a bound of ``||A x|| / (||C|| ||x||)``, smallest first, as A extend(v) = -R_out C B_in^T S v; and the

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError
-from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.embedding import BorderPositions, Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, symbol
 from lsconv.operators.algebra import Scaled, VStack
 from lsconv.operators.base import LinearOperator
@@ -204,13 +204,13 @@ class Penalty:
         return True
 
     def rows(
-        self, embedding: Embedding, symbol: Callable[[Convolution, Embedding], FrequencyMatrices] = symbol
+        self, embedding: Embedding, symbol_of: Callable[[Convolution, Embedding], FrequencyMatrices] = symbol
     ) -> Tensor:
         """The symbol's rows, ``(blocks, *frequencies, rows, columns)``, for the embedding of A."""
         parts = []
         for convolution, factor in self.terms:
             symbol_grid = Embedding(convolution, embedding.grid)
-            matrices = symbol(convolution, symbol_grid).matrices
+            matrices = symbol_of(convolution, symbol_grid).matrices
             groups, fine = embedding.groups, symbol_grid.groups // embedding.groups
             matrices = _block_diagonal(matrices.unflatten(0, (groups, fine)))
             scale = factor.expand(embedding.batch_shape).reshape(-1, 1, *(1 for _ in matrices.shape[1:]))
@@ -229,7 +229,7 @@ class Penalty:
             rows += [Taps(offsets, weights) for weights in (scale * weight).flatten(0, 1).unbind(1)]
         return rows
 
-    def border(self, embedding: Embedding) -> list[list[list[int]]]:
+    def border(self, embedding: Embedding) -> BorderPositions:
         """Border positions per row and axis: those of A, then in the order of :meth:`rows`."""
         positions = []
         for convolution in (self.convolution, *(convolution for convolution, _ in self.terms)):
@@ -246,6 +246,7 @@ class Penalty:
 
 
 def _taps(convolution: Convolution, a: int) -> list[int]:
+    """The offsets, from the place of an output, of the cells that it reads along an axis."""
     left, dilation = convolution.padding[a][0], convolution.dilation[a]
     return [dilation * t - left for t in range(convolution.kernel_size[a])]
 
@@ -273,6 +274,7 @@ def _unwrapped(convolution: Convolution) -> Convolution:
 
 
 def _wraps(convolution: Convolution, a: int) -> bool:
+    """Tell whether some output of a circular convolution reads across the edge of an axis."""
     taps = _taps(convolution, a)
     return min(taps) < 0 or convolution.spatial_out[a] - 1 + max(taps) > convolution.spatial_in[a] - 1
 

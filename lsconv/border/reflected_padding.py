@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.border_set import Border, BorderEntries, gathered
-from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.embedding import BorderPositions, Embedding
 from lsconv.fourier.symbol import FactoredCapacitance, FrequencyMatrices
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -116,8 +116,8 @@ class CopiedPaddingBorder(Border):
     def __init__(
         self,
         grid: tuple[int, ...],
-        outputs: list[list[list[int]]],
-        margins: list[list[list[int]]],
+        outputs: BorderPositions,
+        margins: BorderPositions,
         sources: list[Tensor],
         root: Tensor,
     ) -> None:

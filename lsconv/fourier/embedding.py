@@ -29,7 +29,9 @@ from lsconv.operators.convolution import Convolution
 from lsconv.operators.fft_convolution import good_fft_length, short_fft_length
 from lsconv.operators.padding_modes import MODES
 
-__all__ = ["Axis", "Embedding"]
+__all__ = ["Axis", "BorderPositions", "Embedding"]
+
+BorderPositions = list[list[list[int]]]  # per channel and axis; a cell with one of these coordinates is on the border
 
 
 @dataclass(frozen=True)
@@ -328,12 +330,12 @@ class Embedding:
             -1, self.out_channels, self.in_channels, *self.grid
         )
 
-    def output_border(self) -> list[list[list[int]]]:
+    def output_border(self) -> BorderPositions:
         """Border positions per output channel and axis."""
         positions = [axis.border_out for axis in self.axes]
         return [positions for _ in range(self.out_channels)]
 
-    def input_border(self) -> list[list[list[int]]]:
+    def input_border(self) -> BorderPositions:
         """Border positions per polyphase input channel and axis."""
         per_phase = [[axis.border_in(phase) for axis, phase in zip(self.axes, p, strict=True)] for p in self.phases]
         return per_phase * (self.in_channels // len(self.phases))

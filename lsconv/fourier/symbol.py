@@ -200,8 +200,6 @@ class FactoredCapacitance:
         E: one column per frequency.
     """
 
-    elementwise = False
-
     def __init__(self, P: FrequencyMatrices, E: FrequencyMatrices) -> None:
         self.P, self.E, self.grid = P, E, E.grid
         self.rows = self.columns = E.rows

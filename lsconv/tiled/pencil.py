@@ -48,7 +48,7 @@ class PencilInverse:
         shift = torch.tensor(0.0 if terms else damp, dtype=torch.float64, device=A.device)
         floor = least_shift(torch.float64, damped=True)
         request = Request(A, shift, floor, side="solution", penalty=_penalty(A, terms, damp))
-        problem = NormalProblem(request, symbol=self.grid.symbol)
+        problem = NormalProblem(request, symbol_of=self.grid.symbol)
         problem.mu = ranks.maximum(problem.mu)  # the least shift depends on all frequencies, and so on all ranks
         parts, truncated = problem.circulant_parts, problem.truncated
         self.form, self.groups, self.inverse, self.to_border = problem.form, A.groups, parts.inverse, parts.to_border
@@ -128,7 +128,7 @@ def _structure(A: Convolution, terms: Sequence[Filter], damp: float) -> Truncate
         grid = Grid(tuple(1 for _ in embedding.grid), real=True)
         return FrequencyMatrices(grid, torch.zeros(shape, dtype=torch.complex128, device=A.device))
 
-    return truncated_circulant(A, (), _penalty(A, terms, damp), symbol=symbol)
+    return truncated_circulant(A, (), _penalty(A, terms, damp), symbol_of=symbol)
 
 
 def _positions(truncated: TruncatedCirculant) -> Any:

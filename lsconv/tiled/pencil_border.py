@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from lsconv.border.system.border_krylov import Recycling, border_gmres
-from lsconv.border.truncated_circulant import Positions
 from lsconv.fourier.batched_linalg import DenseInverse, hermitian_inverse, indefinite_inverse
+from lsconv.fourier.embedding import BorderPositions
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.tiled.pencil_grid import PencilGrid
 
@@ -61,7 +61,7 @@ class PencilBorder:
         size: entries of a vector; a cell where two strips cross has one in each, and the second is always zero.
     """
 
-    def __init__(self, grid: PencilGrid, positions: Positions, device: torch.device) -> None:
+    def __init__(self, grid: PencilGrid, positions: BorderPositions, device: torch.device) -> None:
         self.grid, self.positions, self.channels = grid, positions, len(positions)
         self.strips: list[Strip] = []
         for a in range(len(grid.sizes)):
@@ -293,6 +293,6 @@ class PencilSystem:
         return sum(len(axes[0]) * lengths[1] + len(axes[1]) * lengths[0] for axes in self.border.positions)
 
 
-def strip_cells(positions: Positions, a: int) -> list[tuple[int, int]]:
+def strip_cells(positions: BorderPositions, a: int) -> list[tuple[int, int]]:
     """The border positions along an axis, as (channel, position)."""
     return [(channel, place) for channel, axes in enumerate(positions) for place in axes[a]]

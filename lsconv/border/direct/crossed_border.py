@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.penalty import Penalty
-from lsconv.border.truncated_circulant import Positions
-from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.embedding import BorderPositions, Embedding
 
 __all__ = ["CrossedBorder", "crossed_border", "is_even", "one_channel_saddle"]
 
@@ -31,7 +30,7 @@ class CrossedBorder:
     columns: tuple[int, ...]
 
     @classmethod
-    def of(cls, grid: tuple[int, ...], positions: Positions) -> CrossedBorder:
+    def of(cls, grid: tuple[int, ...], positions: BorderPositions) -> CrossedBorder:
         """The border of these positions per channel and axis, on a grid of one or two dimensions.
 
         Cells between the outputs and the border influence no output, and count as border.

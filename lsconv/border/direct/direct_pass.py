@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.direct.crossed_border import CrossedBorder, crossed_border, is_even, one_channel_saddle
-from lsconv.border.direct.even_odd_basis import SchurInverse
+from lsconv.border.direct.dense_schur import DenseSchur
 from lsconv.border.direct.hodlr import HodlrSchur
 from lsconv.border.direct.schur_complement import column_blocks
 from lsconv.border.direct.strip import Strip
@@ -57,7 +57,7 @@ class DirectBorder:
         spectrum = Q.matrices
         row_kernels = torch.fft.ifft(spectrum, dim=1)
         self.strip = Strip(row_kernels, border, definite=definite) if border.depth else None
-        self.schur: SchurInverse | HodlrSchur | None = None
+        self.schur: DenseSchur | HodlrSchur | None = None
         self._height, self._rows = border.height, border.grid[0]
         if not border.column_cells:
             return
@@ -72,7 +72,7 @@ class DirectBorder:
                 needed = 16 * entries.shape[0] * border.column_cells**2 // (4 if even else 2)
                 check_fits(needed, allowed_bytes(spare_bytes, spectrum.device), "the border")
         if self.schur is None:
-            self.schur = SchurInverse(entries, border, definite=definite, even=even)
+            self.schur = DenseSchur(entries, border, definite=definite, even=even)
         (n,), (f,) = self._along.sizes, self._along.frequencies
         self._before = n - border.width
         self._read: Tensor | None = None

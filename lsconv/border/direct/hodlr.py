@@ -169,13 +169,24 @@ def _node_inverse_root(x: Tensor, waves: Tensor, rho: Tensor) -> Tensor:
 class HodlrSchur:
     """The inverse of the Schur complement of an operator of one real channel, positive definite.
 
-    It takes the place of :class:`~lsconv.border.direct.even_odd_basis.SchurInverse`, whose arguments it has; cells are
-    ordered row by row, so that halves of the unknowns are halves of the columns.
+    It takes the place of :class:`~lsconv.border.direct.dense_schur.DenseSchur` on large borders. Cells are ordered row
+    by row, so that halves of the unknowns are halves of the columns.
+
+    Args:
+        entries, border, even: as of :class:`~lsconv.border.direct.dense_schur.DenseSchur`, for one real channel.
+        leaf: the least unknowns of a leaf; None: :meth:`leaf`.
+
+    Attributes:
+        low_rank: the ranks are small; if not, nothing else may be used.
+        size: the number of unknowns, cells that pad the blocks included.
     """
 
     @classmethod
     def serves(cls, border: CrossedBorder, *, definite: bool, real: bool, even: bool) -> bool:
-        """Tell whether to try it: S is halved three times or more, and so high that ranks of width^2 / 2 are low."""
+        """Tell whether compression is worth trying: S can be halved three times, and V' is 64 times as high as wide.
+
+        The ranks are about ``width^2 / 2``, whatever the height is.
+        """
         size = border.column_cells / (4 if even else 2)
         one = definite and real and len(border.rows) == 1 and bool(border.depth)
         return one and size >= 8 * LEAST_FACTORED and border.height >= 64 * border.width
@@ -250,14 +261,11 @@ class HodlrSchur:
     def __call__(self, values: Tensor) -> Tensor:
         """``S^-1`` times ``values`` of shape ``(rhs, blocks, 1, width, height)``."""
         cells = values.squeeze(2).mT
-        coordinates = self._basis.to_coordinates(cells.flatten(2))
-        solved = self._basis.from_coordinates(self._inverse(coordinates.flatten(1, 2)).view(coordinates.shape))
-        return solved.view(cells.shape).mT.unsqueeze(2)
+        return self._basis.solve(self._inverse, cells.flatten(2)).view(cells.shape).mT.unsqueeze(2)
 
     def logdet(self) -> Tensor:
         """``log |det S|`` by block."""
-        by_sign = self._inverse.logdet.unflatten(0, (-1, len(self._basis.signs)))
-        return by_sign.sum(1) - self._basis.log_multiplicity
+        return self._basis.logdet(self._inverse.logdet)
 
     @property
     def nbytes(self) -> int:

@@ -1,4 +1,4 @@
-r"""The Schur complement of the strip H of a crossed border, formed by its displacement and factorised.
+r"""The Schur complement of the strip H of a crossed border, formed by its displacement.
 
 Eliminating H leaves, for every frequency :math:`\omega` along the rows, the rows above it of a block-circulant
 operator of which the others are eliminated. That is the inverse of a block Toeplitz matrix, and with Z the shift by
