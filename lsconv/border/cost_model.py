@@ -23,7 +23,7 @@ from lsconv.border.penalty import Penalty
 from lsconv.border.reflected_padding import CopiedPadding
 from lsconv.border.truncated_circulant import TruncatedCirculant
 from lsconv.fourier.embedding import BorderPositions, Embedding
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.operators.batch_layout import WORK_BYTES
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.fft_convolution import transform_cost

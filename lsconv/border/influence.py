@@ -35,7 +35,8 @@ from lsconv.errors import ArgumentError, MethodError, PlanMemoryError
 from lsconv.fourier.batched_linalg import lu_factor
 from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
+from lsconv.fourier.symbol import symbol
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 

@@ -21,7 +21,8 @@ from lsconv.border.penalty import Penalty
 from lsconv.border.truncated_circulant import truncated_circulant
 from lsconv.fourier.batched_linalg import hermitian_inverse
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, gram, shifted
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
+from lsconv.fourier.symbol import gram, shifted
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["MissingBlocks"]

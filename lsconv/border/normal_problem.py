@@ -23,16 +23,8 @@ from lsconv.border.reflected_padding import CopiedPadding
 from lsconv.border.truncated_circulant import TruncatedCirculant, leading_wave, truncated_circulant
 from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import (
-    FrequencyMatrices,
-    Grid,
-    gram,
-    largest_eigenvalue,
-    product,
-    saddle_inverse,
-    shifted,
-    symbol,
-)
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
+from lsconv.fourier.symbol import gram, largest_eigenvalue, product, saddle_inverse, shifted, symbol
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import ROUNDING, double
 

@@ -12,7 +12,8 @@ from lsconv.border.penalty import Penalty
 from lsconv.border.reflected_padding import CopiedPadding
 from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.embedding import BorderPositions, Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
+from lsconv.fourier.symbol import symbol
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["TruncatedCirculant", "leading_wave", "truncated_circulant"]

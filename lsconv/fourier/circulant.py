@@ -30,7 +30,8 @@ from lsconv.fourier.frequency_inverse import (
     invert_with_penalty,
     symbol_norm_from_below,
 )
-from lsconv.fourier.symbol import ELEMENTWISE_ENTRIES, FrequencyMatrices, Grid, symbol
+from lsconv.fourier.frequency_matrices import ELEMENTWISE_ENTRIES, FrequencyMatrices, Grid
+from lsconv.fourier.symbol import symbol
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import default_rcond, direct_rtol, double
 from lsconv.operators.padding_modes import MODES

@@ -22,7 +22,7 @@ from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError
 from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
 from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.convolution_structure import Factor, factor_chain, gram_approximation
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.operators.algebra import HStack, VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes

@@ -19,7 +19,8 @@ from torch import Tensor
 from lsconv.errors import MethodError
 from lsconv.fourier.circulant import double_symbol
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
+from lsconv.fourier.symbol import symbol
 from lsconv.operators.algebra import Adjoint, HStack, Product, Scaled, VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution

@@ -19,7 +19,7 @@ from lsconv.border.normal_problem import NormalProblem, Request, least_shift
 from lsconv.border.penalty import Filter, Penalty
 from lsconv.border.truncated_circulant import TruncatedCirculant, truncated_circulant
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 from lsconv.operators.convolution import Convolution
 from lsconv.tiled.pencil_border import PencilBorder, PencilSystem, strip_cells
 from lsconv.tiled.pencil_grid import PencilGrid, share_size

@@ -16,7 +16,8 @@ from lsconv.border.capacitance import Capacitance, static_lu
 from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.null_space import ExtensionGram
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
+from lsconv.fourier.symbol import symbol
 
 F64 = torch.float64
 

@@ -31,7 +31,8 @@ from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.errors import MethodError
 from lsconv.fourier.batched_linalg import hermitian_inverse
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
+from lsconv.fourier.symbol import symbol
 from lsconv.inverse.admm.proximal import Term
 from lsconv.inverse.admm.spectral_image import SpectralImage
 from lsconv.inverse.admm.split_images import (

@@ -11,7 +11,8 @@ from lsconv.border.influence import EXACT_UNKNOWNS
 from lsconv.errors import MethodError
 from lsconv.fourier.batched_linalg import slogdet
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
+from lsconv.fourier.symbol import symbol
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.transforms import hidden_by_vmap
 
