@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lsconv.border.factored_capacitance import FactoredCapacitance
 from lsconv.fourier.embedding import BorderPositions
-from lsconv.fourier.symbol import FactoredCapacitance, FrequencyMatrices, Grid
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 
 __all__ = ["Border", "BorderEntries", "between_borders", "gathered", "largest_block", "scattered", "split_at_gaps"]
 
@@ -156,7 +157,7 @@ class BorderEntries:
         which = [torch.searchsorted(d, p.contiguous()) for d, p in zip(distinct, places, strict=True)]
         tables = [(p[:, None] - p[None, :]) % self.grid[a] for p, a in zip(distinct, axes, strict=True)]
         present = [torch.bincount(table.flatten()).nonzero().flatten() for table in tables]
-        if Q.reads_lags(axes, sum(len(p) for p in present)):
+        if Q.prefers_lags(axes, sum(len(p) for p in present)):
             numbers = [torch.searchsorted(p, table) for p, table in zip(present, tables, strict=True)]
             lags = [number[w[:, None], w[None, :]] for number, w in zip(numbers, which, strict=True)]
             lead = (slice(None),) * (1 + len(self.grid) - len(axes))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lsconv.border.border_set import Border
 from lsconv.fourier.batched_linalg import lu_factor_in_place
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
 
 __all__ = ["FEW_VECTORS", "Capacitance", "Direction", "static_lu"]
 

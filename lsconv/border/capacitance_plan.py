@@ -37,7 +37,8 @@ from lsconv.errors import MethodError, PlanMemoryError
 from lsconv.fourier import batched_linalg
 from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
+from lsconv.fourier.symbol import symbol
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
 from lsconv.krylov.loop.evidence import NormBounds, RankThreshold
 from lsconv.krylov.loop.judge import Judge
@@ -265,10 +266,10 @@ class CapacitancePlan(Plan):
 def _square_embedding(A: LinearOperator) -> Embedding:
     """The shortest grid of a convolution whose symbol is square."""
     if not (
-        isinstance(A, Convolution) and Embedding.exists(A) and A.weight.real.dtype in (torch.float32, torch.float64)
+        isinstance(A, Convolution) and Embedding.serves(A) and A.weight.real.dtype in (torch.float32, torch.float64)
     ):
         raise MethodError(f"{A!r} is no truncated block-circulant operator")
-    embedding = Embedding(A, (1,) * A.ndim, only_read=True)
+    embedding = Embedding(A, (1,) * A.ndim, tapped_phases_only=True)
     if embedding.in_channels != embedding.out_channels:
         raise MethodError(
             f"{A!r} has {embedding.out_channels} rows and {embedding.in_channels} columns per frequency, not as many"

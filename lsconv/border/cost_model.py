@@ -23,7 +23,7 @@ from lsconv.border.penalty import Penalty
 from lsconv.border.reflected_padding import CopiedPadding
 from lsconv.border.truncated_circulant import TruncatedCirculant
 from lsconv.fourier.embedding import BorderPositions, Embedding
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.operators.batch_layout import WORK_BYTES
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.fft_convolution import transform_cost
@@ -232,7 +232,9 @@ def cheapest_grid(
         embeddings = {False: penalty.embedding(truncated.embedding.batch_shape)}
     else:
         convolution = truncated.convolution
-        shortest_grid = Embedding(convolution, (1,) * convolution.ndim, truncated.embedding.batch_shape, only_read=True)
+        shortest_grid = Embedding(
+            convolution, (1,) * convolution.ndim, truncated.embedding.batch_shape, tapped_phases_only=True
+        )
         embeddings = {False: truncated.embedding}
         if shortest_grid.grid != truncated.embedding.grid:
             embeddings[True] = shortest_grid
@@ -266,7 +268,7 @@ def whole_border_cost(embedding: Embedding, form: str, convolution: Convolution 
     """
     size = border.size
     if convolution is not None:
-        shortest = Embedding(convolution, (1,) * embedding.ndim, embedding.batch_shape, only_read=True)
+        shortest = Embedding(convolution, (1,) * embedding.ndim, embedding.batch_shape, tapped_phases_only=True)
         positions = shortest.output_border() if form != "full" else []
         size = _cells(shortest.grid, positions + (shortest.input_border() if form != "valid" else []))
     return dense_cost(size, definite=form != "saddle")
@@ -300,7 +302,7 @@ def direct_plan_cost(convolution: Convolution, damp_shape: tuple[int, ...] = ())
         convolution: one whose padding is zeros.
         damp_shape: the shape of the damping.
     """
-    embedding = Embedding(convolution, (1,) * convolution.ndim, damp_shape, only_read=True)
+    embedding = Embedding(convolution, (1,) * convolution.ndim, damp_shape, tapped_phases_only=True)
     sides = [border for border in (embedding.output_border(), embedding.input_border()) if any(map(any, border))]
     definite, channels, cells = len(sides) < 2, sum(map(len, sides)), math.prod(embedding.grid)
     positions, real = [axes for side in sides for axes in side], not convolution.is_complex
@@ -348,14 +350,14 @@ def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = (), penal
         damp_shape: the shape of the damping.
         penalty: further rows below the convolution.
     """
-    padding = CopiedPadding(convolution) if CopiedPadding.exists(convolution) else None
+    padding = CopiedPadding(convolution) if CopiedPadding.serves(convolution) else None
     if penalty is not None:
         embedding = penalty.embedding(damp_shape)
         out_border = penalty.border(embedding)
     else:
         constrained = None if padding is None else (True,) * convolution.ndim
         inner = convolution if padding is None else padding.convolution
-        embedding = Embedding(inner, batch_shape=damp_shape, only_read=True, constrained=constrained)
+        embedding = Embedding(inner, batch_shape=damp_shape, tapped_phases_only=True, constrained=constrained)
         out_border = embedding.output_border()
     rows, columns = len(out_border), embedding.in_channels
     cells = math.prod(embedding.grid)

@@ -29,7 +29,8 @@ from lsconv.border.penalty import Filter, Penalty
 from lsconv.errors import PlanMemoryError
 from lsconv.fourier.batched_linalg import frobenius, slogdet, solve
 from lsconv.fourier.embedding import BorderPositions, Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
+from lsconv.fourier.symbol import symbol
 from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.transforms import hidden_by_vmap

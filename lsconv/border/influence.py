@@ -35,7 +35,8 @@ from lsconv.errors import ArgumentError, MethodError, PlanMemoryError
 from lsconv.fourier.batched_linalg import lu_factor
 from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
+from lsconv.fourier.symbol import symbol
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 
@@ -93,7 +94,7 @@ class ExactInfluence:
 
     @torch.no_grad()
     def __init__(self, A: LinearOperator, *, max_unknowns: int = EXACT_UNKNOWNS, work_bytes: int = 2**27) -> None:
-        if not (isinstance(A, Convolution) and Embedding.exists(A)):
+        if not (isinstance(A, Convolution) and Embedding.serves(A)):
             raise MethodError(
                 f"A: exact traces need a convolution with zero padding, or circular padding whose stride divides the "
                 f"sizes, got {A!r}; stochastic ones serve every operator"
@@ -101,7 +102,7 @@ class ExactInfluence:
         real_dtype(A.dtype)
         self._work_bytes = work_bytes
         self.A = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
-        embedding = Embedding(self.A, only_read=True)
+        embedding = Embedding(self.A, tapped_phases_only=True)
         out_border, in_border = embedding.output_border(), embedding.input_border()
         self.has_out, self.has_in = (any(any(axes) for axes in border) for border in (out_border, in_border))
         # Q_BB has only the sides that are cropped
@@ -137,7 +138,7 @@ class ExactInfluence:
         damp = torch.as_tensor(damp, dtype=torch.float64, device=self.A.device)
         if not bool((damp > 0).all()) or not bool(torch.isfinite(damp).all()):
             raise ArgumentError(f"damp: expected positive numbers, got {damp.tolist()}")
-        embedding = Embedding(self.A, self.grid.sizes, tuple(damp.shape), only_read=True)
+        embedding = Embedding(self.A, self.grid.sizes, tuple(damp.shape), tapped_phases_only=True)
         blocks, groups = embedding.blocks, embedding.groups
         mu = (damp**2).expand(embedding.batch_shape).reshape(-1, 1).expand(-1, groups).reshape(-1)
         which = torch.arange(self.symbol_blocks, device=self.A.device)

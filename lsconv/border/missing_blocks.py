@@ -21,7 +21,8 @@ from lsconv.border.penalty import Penalty
 from lsconv.border.truncated_circulant import truncated_circulant
 from lsconv.fourier.batched_linalg import hermitian_inverse
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, gram, shifted
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
+from lsconv.fourier.symbol import gram, shifted
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["MissingBlocks"]
@@ -39,7 +40,7 @@ class MissingBlocks:
 
     def __init__(self, convolution: Convolution, damp: Tensor, missing: Tensor, penalty: Penalty | None = None) -> None:
         batch = tuple(missing.shape[: missing.ndim - convolution.ndim - 1])
-        if not Embedding.exists(convolution):
+        if not Embedding.serves(convolution):
             convolution = Convolution(
                 convolution.weight, convolution.spatial_in, convolution.stride, convolution.padding,
                 convolution.dilation, convolution.groups, check_finite=False,

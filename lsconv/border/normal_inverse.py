@@ -41,11 +41,12 @@ from lsconv.border.cost_model import (
     whole_border_cost,
 )
 from lsconv.border.direct.direct_pass import DirectInverse
+from lsconv.border.factored_capacitance import FactoredCapacitance
 from lsconv.border.normal_problem import NormalProblem, Request
 from lsconv.border.stack_system import StackRows
 from lsconv.border.system.border_system import BorderProblem, BorderSystem
 from lsconv.errors import PlanMemoryError
-from lsconv.fourier.symbol import FactoredCapacitance, FrequencyMatrices
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["BorderInverse", "CirculantInverse", "DefiniteInverse", "NormalInverse", "SaddleInverse", "normal_inverse"]

@@ -23,16 +23,8 @@ from lsconv.border.reflected_padding import CopiedPadding
 from lsconv.border.truncated_circulant import TruncatedCirculant, leading_wave, truncated_circulant
 from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import (
-    FrequencyMatrices,
-    Grid,
-    gram,
-    largest_eigenvalue,
-    product,
-    saddle_inverse,
-    shifted,
-    symbol,
-)
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
+from lsconv.fourier.symbol import gram, largest_eigenvalue, product, saddle_inverse, shifted, symbol
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import ROUNDING, double
 
@@ -112,7 +104,7 @@ class Request:
         damp = torch.as_tensor(damp, dtype=torch.float64, device=convolution.device)
         penalty = Penalty(convolution, terms, damp) if terms else None
         shift = damp.new_zeros(()) if terms else damp  # with a penalty the damping is in its rows damp L
-        copied_padding = CopiedPadding(convolution) if CopiedPadding.exists(convolution) else None
+        copied_padding = CopiedPadding(convolution) if CopiedPadding.serves(convolution) else None
         limits = cost_model.DEFAULT_LIMITS if limits is None else limits
         return cls(convolution, shift, floor, side, penalty, copied_padding, limits, missing=missing)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lsconv.border.border_set import Border, between_borders
 from lsconv.border.capacitance import FEW_VECTORS, Capacitance
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.krylov.loop.null_space import LOST_SHARE
 from lsconv.operators.dtypes import ROUNDING
 

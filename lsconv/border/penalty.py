@@ -21,7 +21,8 @@ from torch import Tensor
 
 from lsconv.errors import MethodError
 from lsconv.fourier.embedding import BorderPositions, Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
+from lsconv.fourier.symbol import symbol
 from lsconv.operators.algebra import Scaled, VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
@@ -65,7 +66,7 @@ def as_convolutions(L: LinearOperator, spatial_ndim: int) -> list[Filter] | None
     if len(L.in_shape) != spatial_ndim + 1:
         return None
     if isinstance(L, Convolution):
-        served = all(s == 1 for s in L.stride) and Embedding.exists(L)
+        served = all(s == 1 for s in L.stride) and Embedding.serves(L)
         return [Filter(L, one)] if served else None
     if isinstance(L, Identity):
         weight = torch.ones(L.in_shape[0], *(1,) * (spatial_ndim + 1), dtype=L.dtype, device=L.device)
@@ -184,12 +185,14 @@ class Penalty:
     def embedding(self, batch_shape: tuple[int, ...]) -> Embedding:
         """The grid of A and L; ``batch_shape`` are more batch dimensions whose items get blocks of their own."""
         batch_shape = tuple(broadcast_shapes(batch_shape, self.batch_shape))
-        return Embedding(self.convolution, self.grid, batch_shape, only_read=True, constrained=self.constrained)
+        return Embedding(
+            self.convolution, self.grid, batch_shape, tapped_phases_only=True, constrained=self.constrained
+        )
 
     @staticmethod
     def serves(convolution: Convolution, terms: Sequence[Filter]) -> bool:
         """Tell whether A and L are crops of block-circulant operators on one grid and with the same blocks."""
-        if any(s != 1 for s in convolution.stride) or not Embedding.exists(convolution):
+        if any(s != 1 for s in convolution.stride) or not Embedding.serves(convolution):
             return False
         parts = [_unwrapped(part) for part in (convolution, *(term.convolution for term in terms))]
         if any(part.groups % convolution.groups for part in parts[1:]) or any(part.batch_shape for part in parts[1:]):

@@ -100,7 +100,7 @@ class BorderPlan(Plan):
         memory_limit: int | None = None,
         limits: Limits | None = None,
     ) -> None:
-        if not (isinstance(A, Convolution) and (Embedding.exists(A) or CopiedPadding.exists(A))):
+        if not (isinstance(A, Convolution) and (Embedding.serves(A) or CopiedPadding.serves(A))):
             raise MethodError(
                 f'method="border" needs a convolution with zero padding (or circular padding whose stride divides the '
                 f'sizes, or reflect or replicate padding of stride 1), got {A!r}; use method="lsmr"'
@@ -112,7 +112,7 @@ class BorderPlan(Plan):
         self.rcond = default_rcond(A.dtype) if rcond is None else rcond
         self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
         self._damped = bool((self.damp > 0).all())
-        self._copies_padding = CopiedPadding.exists(A)
+        self._copies_padding = CopiedPadding.serves(A)
         if self._copies_padding and not self._damped:
             raise MethodError(f'method="border" with padding_mode={A.padding_mode!r} needs damp > 0; use method="lsmr"')
         with torch.no_grad():
@@ -144,7 +144,7 @@ class BorderPlan(Plan):
         limits = self._limits if allowed is None else spared(self._limits, allowed, self._needed(dtype))
         self.inverse = normal_inverse(Request.of(scaled, self.scaled_damp, floor=floor, limits=limits))
         self._norm = self.inverse.norm_bound * self.unit  # an upper bound of ||A||, per item
-        observed = None if self._copies_padding else self.inverse.embedding.read_inputs()
+        observed = None if self._copies_padding else self.inverse.embedding.observed_inputs()
         self.observed_inputs = None if observed is None else observed.to(self.A.device)
 
     def _refuse_deficient(self) -> None:
@@ -347,8 +347,9 @@ class BorderPlan(Plan):
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + mu)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``, where ``damp > 0``."""
         embedding = self.inverse.embedding
-        unread = any(len(phases) < step for phases, step in zip(embedding.read, embedding.stride, strict=True))
-        if self.inverse.side == "residual" or unread:  # inputs that no output reads are missing on the grid
+        if (
+            self.inverse.side == "residual" or embedding.drops_phases
+        ):  # inputs that no output reads are missing on the grid
             rtol = direct_rtol(self.A.dtype, rtol)
             g64 = g.to(self.precise.dtype)
             # a gradient by damp uses the part of v in the row space of A, which may be (damp / ||A||)^2 of all of v

@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from lsconv.border.border_set import Border, BorderEntries, gathered
+from lsconv.border.factored_capacitance import FactoredCapacitance
 from lsconv.fourier.embedding import BorderPositions, Embedding
-from lsconv.fourier.symbol import FactoredCapacitance, FrequencyMatrices
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.padding import pad
@@ -73,7 +74,7 @@ class CopiedPadding:
         self.bound = (rows * columns).sqrt()
 
     @staticmethod
-    def exists(A: LinearOperator) -> bool:
+    def serves(A: LinearOperator) -> bool:
         """Tell whether A is a convolution of stride 1 whose padding copies inside cells."""
         return (
             isinstance(A, Convolution)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lsconv.border.border_set import Border, gathered, scattered
 from lsconv.border.penalty import Taps
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
 
 __all__ = ["StackRows"]
 

@@ -12,7 +12,8 @@ from lsconv.border.penalty import Penalty
 from lsconv.border.reflected_padding import CopiedPadding
 from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.embedding import BorderPositions, Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
+from lsconv.fourier.symbol import symbol
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["TruncatedCirculant", "leading_wave", "truncated_circulant"]
@@ -72,7 +73,7 @@ def truncated_circulant(
         convolution = convolution if copied_padding is None else copied_padding.convolution
         minimal = (1,) * convolution.ndim if shortest else None
         constrained = None if copied_padding is None else (True,) * convolution.ndim
-        embedding = Embedding(convolution, minimal, batch_shape, only_read=True, constrained=constrained)
+        embedding = Embedding(convolution, minimal, batch_shape, tapped_phases_only=True, constrained=constrained)
         S = symbol_of(convolution, embedding).repeated(embedding.blocks)
         out_border = embedding.output_border()
     in_border = embedding.input_border()

@@ -30,7 +30,8 @@ from lsconv.fourier.frequency_inverse import (
     invert_with_penalty,
     symbol_norm_from_below,
 )
-from lsconv.fourier.symbol import ELEMENTWISE_ENTRIES, FrequencyMatrices, Grid, symbol
+from lsconv.fourier.frequency_matrices import ELEMENTWISE_ENTRIES, FrequencyMatrices, Grid
+from lsconv.fourier.symbol import symbol
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import default_rcond, direct_rtol, double
 from lsconv.operators.padding_modes import MODES
@@ -82,7 +83,7 @@ def block_circulant(A: Any, batch_shape: tuple[int, ...] = (), *, name: str = "f
 
 def circulant_embedding(A: Any, batch_shape: tuple[int, ...] = ()) -> Embedding | None:
     """Find the grid as :func:`block_circulant` does; None where A is not block-circulant."""
-    if not isinstance(A, Convolution) or not Embedding.exists(A):
+    if not isinstance(A, Convolution) or not Embedding.serves(A):
         return None
     for grid in (None, (1,) * A.ndim):  # a pointwise convolution is circulant only on a grid of its own size
         embedding = Embedding(A, grid, batch_shape)

@@ -21,8 +21,8 @@ from torch import Tensor
 from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError
 from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
 from lsconv.fourier.circulant import real_dtype
-from lsconv.fourier.convolution_structure import Factor, gram, read
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.fourier.convolution_structure import Factor, factor_chain, gram_approximation
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.operators.algebra import HStack, VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
@@ -111,8 +111,8 @@ class CirculantPreconditioner(LinearOperator):
         shape = A.out_shape if self.side == "residual" else A.in_shape
         super().__init__(shape, shape, dtype=A.dtype, device=A.device, batch_shape=batch_shape)
         self._operator, self._damp_argument = A, damp
-        chain = read(A, adjoint=self.side == "solution")
-        approximation, self._embedding = gram(chain, tuple(batch_shape))
+        chain = factor_chain(A, adjoint=self.side == "solution")
+        approximation, self._embedding = gram_approximation(chain, tuple(batch_shape))
         assert chain.core is not None
         self._on_inputs = chain.core.adjoint
         delta = self._damping(approximation.matrices, given_damp)

@@ -19,7 +19,8 @@ from torch import Tensor
 from lsconv.errors import MethodError
 from lsconv.fourier.circulant import double_symbol
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
+from lsconv.fourier.symbol import symbol
 from lsconv.operators.algebra import Adjoint, HStack, Product, Scaled, VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -28,7 +29,7 @@ from lsconv.operators.elementary import Crop, Diagonal, Identity, Mask
 from lsconv.operators.padding import Pad
 from lsconv.operators.padding_modes import MODES
 
-__all__ = ["Chain", "Factor", "gram", "read"]
+__all__ = ["Chain", "Factor", "factor_chain", "gram_approximation"]
 
 SUPPORTED = (
     "supported are convolutions, scaled, adjoint, multiplied by Crop, Mask, Diagonal and Pad, and stacked (vstack on "
@@ -72,7 +73,7 @@ class Chain:
     weight: Tensor | None = None
 
 
-def read(A: LinearOperator, adjoint: bool) -> Chain:
+def factor_chain(A: LinearOperator, adjoint: bool) -> Chain:
     """Split A, or its adjoint, into windows, core and weight.
 
     Raises:
@@ -129,11 +130,11 @@ def _mean_square(operator: LinearOperator) -> Tensor | float:
 
 
 @torch.no_grad()
-def gram(chain: Chain, batch_shape: tuple[int, ...]) -> tuple[FrequencyMatrices, Embedding]:
+def gram_approximation(chain: Chain, batch_shape: tuple[int, ...]) -> tuple[FrequencyMatrices, Embedding]:
     """Make the block-circulant approximation of ``weight K K^H``, K the core, in double precision, with its grid.
 
     Args:
-        chain: the chain, from :func:`read`.
+        chain: the chain, from :func:`factor_chain`.
         batch_shape: batch dimensions whose items get blocks of their own.
 
     Raises:
@@ -178,15 +179,15 @@ def _terms(chain: Chain) -> list[tuple[Factor, Tensor]]:
         raise MethodError(f"CirculantPreconditioner: a {kind} can be preconditioned on the {side} side: side={side!r}")
     terms = []
     for operator in core.operator.operators:
-        inner = read(operator, core.adjoint)
-        assert inner.core is not None
-        assert inner.weight is not None
-        if inner.windows or isinstance(inner.core.operator, (VStack, HStack)):
+        part = factor_chain(operator, core.adjoint)
+        assert part.core is not None
+        assert part.weight is not None
+        if part.windows or isinstance(part.core.operator, (VStack, HStack)):
             raise MethodError(
                 f"CirculantPreconditioner: {operator!r} in a stack has no convolution facing the side that is "
                 f"preconditioned; {SUPPORTED}"
             )
-        terms.append((inner.core, inner.weight * weight))
+        terms.append((part.core, part.weight * weight))
     return terms
 
 
@@ -198,7 +199,7 @@ def _embedding(A: LinearOperator, grid: tuple[int, ...] | None = None, batch_sha
 
 def _block_circulant_of(A: Convolution) -> Convolution:
     """Return A, or the same convolution with zero padding where A is not a truncated block-circulant operator."""
-    if Embedding.exists(A):
+    if Embedding.serves(A):
         return A
     return Convolution(A.weight, A.spatial_in, A.stride, A.padding, A.dilation, A.groups)
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from lsconv.fourier.batched_linalg import lu_factor_in_place
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.frequency_inverse import FactoredInverse, chunks
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, from_taps, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
+from lsconv.fourier.symbol import from_taps, symbol
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution

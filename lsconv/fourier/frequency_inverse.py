@@ -19,7 +19,7 @@ from torch import Tensor
 from lsconv.errors import ArgumentError, MethodError, ShapeError
 from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse, lu_factor_in_place
 from lsconv.fourier.batched_linalg import inverse as lu_inverse
-from lsconv.fourier.symbol import FrequencyMatrices, Grid
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 from lsconv.operators.batch_layout import WORK_BYTES
 from lsconv.operators.dtypes import ROUNDING
 

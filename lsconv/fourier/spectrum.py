@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ConvergenceWarning, MethodError
+from lsconv.factored.dense_svd import DENSE_ENTRIES
 from lsconv.factored.kronecker import separable_singular_values
-from lsconv.factored.singular_values import DENSE_ENTRIES
 from lsconv.fourier.batched_linalg import log_abs_det
 from lsconv.fourier.circulant import block_circulant, circulant_embedding, double_symbol, real_dtype
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.frequency_inverse import singular_values_by_frequency
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution

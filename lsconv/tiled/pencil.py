@@ -19,7 +19,7 @@ from lsconv.border.normal_problem import NormalProblem, Request, least_shift
 from lsconv.border.penalty import Filter, Penalty
 from lsconv.border.truncated_circulant import TruncatedCirculant, truncated_circulant
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 from lsconv.operators.convolution import Convolution
 from lsconv.tiled.pencil_border import PencilBorder, PencilSystem, strip_cells
 from lsconv.tiled.pencil_grid import PencilGrid, share_size
@@ -94,7 +94,7 @@ class PencilInverse:
 
 def pencil_bytes(A: Convolution, terms: Sequence[Filter], damp: float, ranks: int) -> int | None:
     """Estimate the bytes on a rank, with the vectors of a solve; None where the inverse cannot be made."""
-    if A.ndim < 2 or not Embedding.exists(A):
+    if A.ndim < 2 or not Embedding.serves(A):
         return None
     truncated = _structure(A, terms, damp)
     grid, columns, rows = truncated.embedding.grid, truncated.symbol.columns, truncated.symbol.rows

@@ -24,7 +24,7 @@ from torch import Tensor
 from lsconv.border.system.border_krylov import Recycling, border_gmres
 from lsconv.fourier.batched_linalg import DenseInverse, hermitian_inverse, indefinite_inverse
 from lsconv.fourier.embedding import BorderPositions
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.tiled.pencil_grid import PencilGrid
 
 __all__ = ["PencilBorder", "PencilSystem", "strip_cells"]

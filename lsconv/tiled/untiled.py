@@ -63,7 +63,7 @@ class UntiledPlan:
             if self.terms:
                 L = None if self.L is None else self.L.to(dtype=A.dtype)
                 self._plan = StackedPlan(A, L, self.damp, memory_limit=self.max_memory)  # type: ignore[arg-type]
-            elif Embedding.exists(A) and Embedding(A).is_circulant:
+            elif Embedding.serves(A) and Embedding(A).is_circulant:
                 self._plan = CirculantPlan(A, self.damp)
             else:
                 self._plan = BorderPlan(A, self.damp, memory_limit=self.max_memory)

@@ -16,7 +16,8 @@ from lsconv.border.capacitance import Capacitance, static_lu
 from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.null_space import ExtensionGram
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
+from lsconv.fourier.symbol import symbol
 
 F64 = torch.float64
 
@@ -38,7 +39,7 @@ def well_conditioned(
 
 def inverse_of(A: lsconv.Convolution) -> tuple[FrequencyMatrices, Tensor, Border]:
     """C^-1, the same as a dense matrix per block made by LAPACK in double precision, and the output border."""
-    embedding = Embedding(A, (1,) * A.ndim, only_read=True)
+    embedding = Embedding(A, (1,) * A.ndim, tapped_phases_only=True)
     C = symbol(A, embedding)
     cells = embedding.in_channels * math.prod(embedding.grid)
     wide = symbol(A.to(dtype=torch.complex128 if A.is_complex else F64), embedding)

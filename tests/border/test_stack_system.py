@@ -9,11 +9,11 @@ import torch
 
 import lsconv
 from lsconv.border.cost_model import Limits
+from lsconv.border.factored_capacitance import FactoredCapacitance
 from lsconv.border.normal_inverse import DefiniteInverse, normal_inverse
 from lsconv.border.normal_problem import Request
 from lsconv.border.penalty import common_grid_filters
 from lsconv.border.stacked_plan import StackedPlan
-from lsconv.fourier.symbol import FactoredCapacitance
 
 F64 = torch.float64
 ITERATED = Limits(at_once=0, later=False, dense_unknowns=0)

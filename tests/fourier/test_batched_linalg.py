@@ -12,7 +12,8 @@ from lsconv.border.border_set import Border, between_borders
 from lsconv.fourier import batched_linalg
 from lsconv.fourier.batched_linalg import DenseInverse
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
+from lsconv.fourier.symbol import symbol
 
 BATCHES = [(), (3,), (2, 4)]
 

@@ -14,7 +14,8 @@ import lsconv
 from lsconv.errors import ArgumentError, DtypeError, MethodError, ShapeError
 from lsconv.fourier.circulant import CirculantPlan, block_circulant
 from lsconv.fourier.frequency_inverse import FactoredInverse
-from lsconv.fourier.symbol import FrequencyMatrices, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
+from lsconv.fourier.symbol import symbol
 from lsconv.operators.convolution import Conv1d, Conv2d, Conv3d, Convolution
 from lsconv.operators.difference import Gradient
 from lsconv.operators.dtypes import double

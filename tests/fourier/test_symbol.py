@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from lsconv.errors import MethodError
 from lsconv.fourier.batched_linalg import hermitian_inverse
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, gram, saddle_inverse, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
+from lsconv.fourier.symbol import gram, saddle_inverse, symbol
 from lsconv.operators.convolution import Conv1d, Conv2d, Convolution
 
 

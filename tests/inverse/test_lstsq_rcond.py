@@ -7,8 +7,8 @@ import torch
 
 import lsconv
 from lsconv.errors import ArgumentError, MethodError
+from lsconv.factored.dense_svd import SingularValuePlan
 from lsconv.factored.kronecker import SeparablePlan
-from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.inverse.plans.fourier_plan import FourierPlan
 
 KERNEL = torch.tensor([[[1.0, 0.0, 1.0]]])

@@ -28,7 +28,8 @@ from lsconv.border.direct.schur_complement import column_blocks
 from lsconv.border.direct.strip import Strip
 from lsconv.border.normal_problem import NormalProblem
 from lsconv.border.penalty import Penalty
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, product
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
+from lsconv.fourier.symbol import product
 from lsconv.operators.batch_layout import CACHE_BYTES
 from lsconv.operators.fft_convolution import FEW_WAVES, plane_waves
 from lsconv.operators.memory import allowed_bytes, check_fits

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from lsconv.border.direct.crossed_border import CrossedBorder
 from lsconv.border.direct.strip import Strip
-from lsconv.fourier.symbol import Grid
+from lsconv.fourier.frequency_matrices import Grid
 from lsconv.operators.batch_layout import WORK_BYTES
 from lsconv.operators.fft_convolution import plane_waves
 

@@ -33,10 +33,11 @@ from torch import Tensor
 
 from lsconv.border.border_set import Border, BorderEntries, gathered
 from lsconv.border.cost_model import CostModel, FactorCost, Limits
+from lsconv.border.factored_capacitance import FactoredCapacitance
 from lsconv.border.stack_system import StackRows
 from lsconv.border.system.border_krylov import RESTART, Allowance, Recycling, border_cg, border_gmres
 from lsconv.fourier.batched_linalg import DenseInverse, hermitian_inverse, indefinite_inverse
-from lsconv.fourier.symbol import FactoredCapacitance, FrequencyMatrices, Grid
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["BorderProblem", "BorderSystem", "Schwarz", "Subdomain", "SubdomainSum"]

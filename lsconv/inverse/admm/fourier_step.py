@@ -31,7 +31,8 @@ from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.errors import MethodError
 from lsconv.fourier.batched_linalg import hermitian_inverse
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
+from lsconv.fourier.symbol import symbol
 from lsconv.inverse.admm.proximal import Term
 from lsconv.inverse.admm.spectral_image import SpectralImage
 from lsconv.inverse.admm.split_images import (
@@ -111,7 +112,7 @@ class ExtendedGrid:
         if self.zero_outside and not any(self._constrains_outside(term) for term in self.terms):
             identity = Identity(A.in_shape, dtype=A.dtype, device=A.device)
             self.terms.append(_zero_constraint(identity))
-        embedding = Embedding(A, self.grid_sizes, batch, only_read=True, constrained=penalty.constrained)
+        embedding = Embedding(A, self.grid_sizes, batch, tapped_phases_only=True, constrained=penalty.constrained)
         self.grid = Grid(self.grid_sizes, real=not A.is_complex)
         self.layout = GridLayout(self.grid, batch, A.in_shape[0], A.groups, A.spatial_in, A.dtype, A.device)
         S = symbol(self.A, embedding).repeated(embedding.blocks)

@@ -296,7 +296,7 @@ def _paths(
     determinant: bool,
 ) -> tuple[DampPath, DampPath | None]:
     """Return the damp path of the whole data, and that of a surrogate; None where the first is cheap or none serves."""
-    embedded = isinstance(A, Convolution) and Embedding.exists(A)
+    embedded = isinstance(A, Convolution) and Embedding.serves(A)
     if trace != "stochastic" and L is None and embedded:
         try:
             most = {} if trace == "exact" else {"max_unknowns": DEFAULT_LIMITS.dense_unknowns}
@@ -363,7 +363,7 @@ def _unmasked(A: LinearOperator) -> Convolution | None:
     if not isinstance(A, Product) or len(A.operators) != 2 or not isinstance(A.operators[0], Mask):
         return None
     unmasked = A.operators[1]
-    if not isinstance(unmasked, Convolution) or not Embedding.exists(unmasked):
+    if not isinstance(unmasked, Convolution) or not Embedding.serves(unmasked):
         return None
     rows = MeasuredRows.of(A)
     missing = None if rows is None or A.operators[0].batch_shape else rows.missing(unmasked.groups)

@@ -37,7 +37,7 @@ from lsconv.border.influence import ExactInfluence
 from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
 from lsconv.fourier.circulant import block_circulant, circulant_embedding, double_symbol
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution

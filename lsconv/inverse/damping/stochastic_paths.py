@@ -180,7 +180,7 @@ class BorderPath(_StochasticPath):
     @staticmethod
     def serves(A: LinearOperator, L: LinearOperator | None) -> bool:
         """Tell whether the border method serves A and L."""
-        if not isinstance(A, Convolution) or not Embedding.exists(A):
+        if not isinstance(A, Convolution) or not Embedding.serves(A):
             return False
         terms = [] if L is None else as_convolutions(L, A.ndim)
         return terms is not None and (not terms or Penalty.serves(A, terms))

@@ -28,7 +28,7 @@ from lsconv.errors import MethodError
 from lsconv.factored.kronecker import along_axes, separable_svd
 from lsconv.fourier.circulant import block_circulant, double_symbol, real_dtype
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
 from lsconv.operators.elementary import FromFunctions

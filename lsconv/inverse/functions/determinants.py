@@ -286,7 +286,7 @@ def _truncated(problem: _Problem, *, max_unknowns: int | None = EXACT_UNKNOWNS) 
         if not bool((unmeasured == unmeasured[:1]).all()):
             return None
         unmeasured = unmeasured[0]
-    if not isinstance(A, Convolution) or not Embedding.exists(A):
+    if not isinstance(A, Convolution) or not Embedding.serves(A):
         return None
     penalty: tuple[list[Filter], Tensor] | None = None
     if problem.L is not None:

@@ -34,7 +34,7 @@ def reduced(A: LinearOperator, request: PlanRequest) -> Plan | None:
     smaller = None if request.method == "svd" else reduction(A, keep_shapes=not request.free)
     if smaller is None:
         return None
-    plan: Plan = request.plan(smaller.B, damp=smaller.damp(request.damp))
+    plan: Plan = request.plan(smaller.B, damp=smaller.reshape_damp(request.damp))
     return plan if smaller.same_shapes else ReducedPlan(smaller, plan, request.damp)
 
 

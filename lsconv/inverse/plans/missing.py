@@ -303,7 +303,7 @@ class MissingBorderPlan(MissingPlan):
         core = self.core
         assert isinstance(core, Convolution)
         lost = rows.missing(core.groups)
-        if lost is None or not Embedding.exists(core) or self._ratio.numel() > 1:
+        if lost is None or not Embedding.serves(core) or self._ratio.numel() > 1:
             raise MethodError("A: one border serves items and groups that miss the same outputs, behind zero padding")
         core = core.with_parameters([core.weight.detach() * self._ratio.reshape(())])
         terms, L = common_grid_filters(core, L), None if L is None else L.to(dtype=core.dtype)
@@ -313,7 +313,7 @@ class MissingBorderPlan(MissingPlan):
         floor = least_shift(self.factor_dtype, damped=True)
         self.inverse = normal_inverse(Request.of(core, self.damp, terms, floor=floor, missing=lost))
         if L is None:
-            self.observed_inputs = self.inverse.embedding.read_inputs()
+            self.observed_inputs = self.inverse.embedding.observed_inputs()
 
     def _filled_in(self, y: Tensor, tolerances: Tolerances, max_iter: int | None) -> tuple[Tensor, Tensor, Tensor]:
         tolerances = Tolerances.of(self.core.dtype, tolerances.rtol, tolerances.atol)

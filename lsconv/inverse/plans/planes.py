@@ -50,7 +50,7 @@ class Planes:
             damp: the damping, a number or one per batch item.
             memory_limit: bytes that the plan may use; None: 60 % of what is free on A's device.
         """
-        if not (isinstance(A, Convolution) and A.ndim == 3 and A.c_in == A.c_out == A.groups and Embedding.exists(A)):
+        if not (isinstance(A, Convolution) and A.ndim == 3 and A.c_in == A.c_out == A.groups and Embedding.serves(A)):
             return None
         damping = torch.as_tensor(damp)
         blocks = A.groups * math.prod(broadcast_shapes(A.batch_shape, damping.shape))

@@ -42,7 +42,7 @@ class SeparableThenBorderPlan(SeparablePlan):
         """The number of right-hand sides after which the factors pay; infinite where they never do, or do not fit."""
         A, precise = self.A, self.precise
         assert isinstance(precise, Convolution)
-        if A.ndim > 2 or not Embedding.exists(A) or not bool((self.damp > 0).all()):
+        if A.ndim > 2 or not Embedding.serves(A) or not bool((self.damp > 0).all()):
             return math.inf
         border = direct_plan_cost(A, tuple(self.damp.shape))
         each = (1 + self._steps) * self.flops(A, self._product)[1] + self._steps * iteration_work(precise)

@@ -88,7 +88,7 @@ def _patches(A: Convolution, damp: Tensor | float, decided: dict[str, Any]) -> D
 
 def separable_factors(A: Convolution, *, damped: bool) -> Factors | None:
     """The kernel's factors along the axes, where decomposing them should cost less than the border or iterations do."""
-    bordered = Embedding.exists(A)
+    bordered = Embedding.serves(A)
     factors = None if bordered and Embedding(A).is_circulant else Factors.of(A)
     if factors is None:
         return None
@@ -111,7 +111,7 @@ def _normal_equations(A: Convolution, damp: Tensor | float, decided: dict[str, A
     """
     damping, outputs = torch.as_tensor(damp), A.out_numel
     long = all(k >= n for k, n in zip(A.kernel_size, A.spatial_in, strict=True)) and outputs >= 2 * A.in_numel
-    if (not long and A.in_numel**3 / 3 > CALL_WORK) or (Embedding.exists(A) and Embedding(A).is_circulant):
+    if (not long and A.in_numel**3 / 3 > CALL_WORK) or (Embedding.serves(A) and Embedding(A).is_circulant):
         return None
     operations = NormalEquationsPlan.flops(A) * math.prod(broadcast_shapes(A.batch_shape, damping.shape))
     allowed = _KRYLOV_TRANSFORMS * 5 * outputs * math.log2(2 * outputs) if long else 0.0

@@ -15,7 +15,7 @@ from lsconv.border.direct.schur_complement import column_blocks
 from lsconv.border.direct.strip import Strip
 from lsconv.border.normal_problem import NormalProblem, Request
 from lsconv.border.plan import BorderPlan
-from lsconv.fourier.symbol import Grid
+from lsconv.fourier.frequency_matrices import Grid
 
 F64 = torch.float64
 

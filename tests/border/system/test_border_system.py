@@ -19,7 +19,7 @@ from lsconv.border.plan import BorderPlan
 from lsconv.border.system.border_system import BorderProblem, Schwarz, Subdomain, SubdomainSum
 from lsconv.fourier.batched_linalg import DenseInverse
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 
 F64 = torch.float64
 WITHOUT_DENSE = Limits(at_once=0, later=False, dense_unknowns=0)
