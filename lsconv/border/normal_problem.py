@@ -25,10 +25,12 @@ from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 from lsconv.fourier.symbol import gram, largest_eigenvalue, product, saddle_inverse, shifted, symbol
+from lsconv.krylov.loop.batched_scalars import binary_unit
+from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import ROUNDING, double
 
-__all__ = ["CirculantParts", "NormalProblem", "Request", "least_shift", "needs_double"]
+__all__ = ["CirculantParts", "NormalProblem", "Request", "least_shift", "needs_double", "scaled_to_unit"]
 
 # Factors in float32 lose a factor sigma_max^2 / damp^2 of accuracy. Below this damp / sigma_max the additional outer
 # steps cost more than factors in float64.
@@ -48,6 +50,13 @@ def least_shift(dtype: torch.dtype, *, damped: bool) -> float:
     """
     rounding = ROUNDING * torch.finfo(dtype).eps
     return rounding if damped else max(rounding, _UNDAMPED_FLOOR)
+
+
+def scaled_to_unit(A: Convolution) -> tuple[Tensor, Convolution]:
+    """The power of two next above the largest entry of each kernel, in float64, and A divided by it, detached."""
+    weight = A.weight.detach()
+    unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
+    return unit, A.with_parameters([weight / over_items(unit.to(weight.real.dtype), A.ndim + 2)])
 
 
 @dataclass(frozen=True)

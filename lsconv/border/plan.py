@@ -25,7 +25,7 @@ from torch import Tensor
 from lsconv.border.cost_model import Limits, plan_bytes, spared
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_inverse import normal_inverse
-from lsconv.border.normal_problem import Request, least_shift, needs_double
+from lsconv.border.normal_problem import Request, least_shift, needs_double, scaled_to_unit
 from lsconv.border.outer_iteration import (
     NormalEquations,
     OuterSolution,
@@ -116,14 +116,12 @@ class BorderPlan(Plan):
         if self._copies_padding and not self._damped:
             raise MethodError(f'method="border" with padding_mode={A.padding_mode!r} needs damp > 0; use method="lsmr"')
         with torch.no_grad():
-            weight = A.weight.detach()
             # The plan works with A / unit, so that no Gram matrix overflows in float32.
-            self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
-            unit = over_items(self.unit.to(weight.real.dtype), A.ndim + 2)
-            self._scaled_in_dtype = A.with_parameters([weight / unit])
+            self.unit, self._scaled_in_dtype = scaled_to_unit(A)
             self.scaled_damp = self.damp / self.unit
             self.scaled = self._scaled_in_dtype.to(dtype=double(A.dtype))
-            self.precise = A.with_parameters([weight]).to(dtype=double(A.dtype))
+            self.precise = A.with_parameters([A.weight.detach()]).to(dtype=double(A.dtype))
+        self._inputs = ItemSpace(A.in_shape, self.precise.dtype, A.device)
         self._memory_limit, self._limits = memory_limit, limits
         self._factor(self._factor_dtype(dtype))
         self._probed_factors: DirectInverse | None = None
@@ -180,17 +178,12 @@ class BorderPlan(Plan):
         # Errors along singular values below damp enter the gradient with the factor damp^2 only.
         error_share = None if self.inverse.side == "residual" else SQUARE_SHARE
 
+        make = functools.partial(
+            NormalEquations, self, y=y, tolerances=tolerances, max_iter=max_iter, error_share=error_share
+        )
+
         def solve(beyond_rounding: bool) -> Solution:
-            outer = self._iterate_raising_precision(
-                lambda: NormalEquations(
-                    self,
-                    y=y,
-                    tolerances=tolerances,
-                    max_iter=max_iter,
-                    error_share=error_share,
-                    beyond_rounding=beyond_rounding,
-                )
-            )
+            outer = self._iterate_raising_precision(lambda: make(beyond_rounding=beyond_rounding))
             return self._certified(y, self._with_newton_step(outer.x, y, tolerances), tolerances, outer)
 
         return solve_again_if_excused(solve, ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
@@ -250,7 +243,7 @@ class BorderPlan(Plan):
         """Take one Newton step from x, where rounding of the gradient could hide a part in the null space."""
         if not self._hides_null_space(tolerances):
             return x
-        space = ItemSpace(self.A.in_shape, self.precise.dtype, self.A.device)
+        space = self._inputs
         gradient = self.precise.adjoint(y - self.precise.apply(x)) - space.broadcast(self.damp.square()) * x
         unit = binary_unit(space.safe_norm(gradient))
         step = self.inverse((gradient / space.broadcast(unit)).to(self.inverse.convolution.dtype), 1e-3)[0]
@@ -275,8 +268,7 @@ class BorderPlan(Plan):
             return torch.where(damped, null_share, torch.inf)
         # The share is strict where A has fewer outputs than inputs, hence a null space, and where one outer step leaves
         # a part of x in it: where the shift of the factors exceeds damp^2 (they are not exact), or damp is tiny.
-        fewer_outputs = self.A.out_numel < self.A.in_numel
-        strict = fewer_outputs or not self.inverse.exact
+        strict = self.A.out_numel < self.A.in_numel or not self.inverse.exact
         shares = torch.where(strict | (self.damp < _INVISIBLE_DAMP * self._norm), null_share, SQUARE_SHARE)
         return torch.where(damped, shares, 0.0)
 
@@ -335,27 +327,22 @@ class BorderPlan(Plan):
     @functools.cached_property
     def _norm_from_below(self) -> Tensor:
         """A lower bound of ``||A||``, per item: from the plane wave of the symbol's largest singular value."""
-        domain, codomain = (
-            ItemSpace(s, self.precise.dtype, self.A.device) for s in (self.A.in_shape, self.A.out_shape)
-        )
         if self._copies_padding:
             return torch.zeros((), dtype=torch.float64, device=self.A.device)
+        outputs = ItemSpace(self.A.out_shape, self.precise.dtype, self.A.device)
         wave = self.inverse.leading_wave().to(self.precise.dtype)
-        return divide(codomain.norm(self.precise.apply(wave)), domain.norm(wave))
+        return divide(outputs.norm(self.precise.apply(wave)), self._inputs.norm(wave))
 
     @torch.no_grad()
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + mu)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``, where ``damp > 0``."""
-        embedding = self.inverse.embedding
-        if (
-            self.inverse.side == "residual" or embedding.drops_phases
-        ):  # inputs that no output reads are missing on the grid
-            rtol = direct_rtol(self.A.dtype, rtol)
-            g64 = g.to(self.precise.dtype)
-            # a gradient by damp uses the part of v in the row space of A, which may be (damp / ||A||)^2 of all of v
-            v = normal_by_apply(self.precise, self.damp, self._applied, g64, rtol=rtol, extra_digits=1.0)
-            return v.to(self.A.dtype)
         g64 = g.detach().to(self.precise.dtype)
+        # inputs that no output reads are missing on the grid
+        if self.inverse.side == "residual" or self.inverse.embedding.drops_phases:
+            rtol = direct_rtol(self.A.dtype, rtol)
+            # a gradient by damp uses the part of v in the row space of A, which may be (damp / ||A||)^2 of all of v
+            v = normal_by_apply(self.precise, self.damp, self._apply_double, g64, rtol=rtol, extra_digits=1.0)
+            return v.to(self.A.dtype)
         factors = self._certified_factors(g64, self.A.in_shape)
         if factors is not None:
             return self._unscale_(self._unscale_(factors.normal(g64))).to(self.A.dtype)
@@ -374,8 +361,7 @@ class BorderPlan(Plan):
         """Solve the normal equations on inputs by the outer iteration."""
         outer = self._iterate(v=g, rtol=rtol)
         outer.warn(self)
-        space = ItemSpace(self.A.in_shape, self.precise.dtype, self.A.device)
-        return (outer.x * space.broadcast(1 / self.unit)).to(self.A.dtype)
+        return (outer.x * self._inputs.broadcast(1 / self.unit)).to(self.A.dtype)
 
     def _iterate(self, y: Tensor | None = None, v: Tensor | None = None, rtol: float | None = None) -> OuterSolution:
         """Run the outer iteration for data ``y``, or for a right-hand side ``v`` on inputs."""

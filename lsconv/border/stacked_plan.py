@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lsconv.border.cost_model import Limits, plan_bytes, spared
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
-from lsconv.border.normal_problem import Request, least_shift, needs_double
+from lsconv.border.normal_problem import Request, least_shift, needs_double, scaled_to_unit
 from lsconv.border.outer_iteration import (
     NormalEquations,
     converged_without_excuse,
@@ -32,7 +32,7 @@ from lsconv.border.outer_iteration import (
 from lsconv.border.penalty import Filter, Penalty, common_grid_filters
 from lsconv.errors import ArgumentError
 from lsconv.fourier.batched_linalg import frobenius
-from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
+from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.evidence import NormBounds
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
@@ -92,14 +92,11 @@ class StackedPlan(PenalisedPlan):
         self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
         if not bool((self.damp > 0).all()):
             raise ArgumentError(f"damp: a penalty L needs damp > 0 in every item, got {damp}")
-        weight = A.weight.detach()
-        real = weight.real.dtype
-        self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
-        scaled = A.with_parameters([weight / over_items(self.unit.to(real), A.ndim + 2)])
+        self.unit, scaled = scaled_to_unit(A)
         self._memory_limit, self._limits = memory_limit, limits
         self.factor_dtype, self.inverse = self._factor(scaled, terms)
         precise_L = L.to(dtype=double(A.dtype))
-        self.problem = Penalised(A.with_parameters([weight]).to(dtype=double(A.dtype)), self.damp, precise_L)
+        self.problem = Penalised(A.with_parameters([A.weight.detach()]).to(dtype=double(A.dtype)), self.damp, precise_L)
         self.precise = self.problem.stack
         of_unit = Penalised(scaled.to(dtype=double(A.dtype)), self.damp / self.unit, precise_L)
         self.scaled, self.scaled_damp = of_unit.stack, of_unit.shift
