@@ -17,7 +17,7 @@ share is a system
 
 of the inverse P itself, of a capacitance matrix (E is C where the border is on the other side than the unknowns, or
 its adjoint), or of the saddle operator J where inputs and outputs are cropped. It is solved in one of two ways, by what
-they cost (``cost_model``):
+they cost (``factorisation_policy``, ``cost_model``):
 
 * by factors (``direct``). A border of a plane is rows H and columns V'. H is eliminated frequency by frequency,
   :math:`D_\omega^{-1}` (``direct/strip``). What is left of V' is a Schur complement S, formed by its displacement rank

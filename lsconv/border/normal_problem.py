@@ -72,8 +72,6 @@ class Request:
         copied_padding: the padding of A, where it is reflect or replicate; then "solution" is the side, and damp > 0.
         limits: the limits for solving a border by factors, and of its preconditioner.
         shortest_grid: use the shortest grid, as factors do, instead of one of a good FFT length.
-        whole_border: precondition the border system by the dense inverse of the whole border, so that it ends in a few
-            iterations, and make no other factors.
         missing: outputs that are not measured, ``out_shape``, the same for all items and groups; only without
             ``copied_padding``.
     """
@@ -86,7 +84,6 @@ class Request:
     copied_padding: CopiedPadding | None = None
     limits: Limits = field(default_factory=Limits)
     shortest_grid: bool = False
-    whole_border: bool = False
     missing: Tensor | None = None
 
     @classmethod

@@ -16,7 +16,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_inverse import NormalInverse
 from lsconv.errors import ConvergenceWarning
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
@@ -316,7 +315,7 @@ def iterate_or_drop_factors(make: Callable[[], NormalEquations]) -> OuterSolutio
     outer = outer_iteration(make())
     inverse = outer.equations.plan.inverse
     missed = bool((outer.tolerance_ratio > 1).any()) and not outer.exhausted
-    if isinstance(inverse.direct, DirectInverse) and missed:
+    if inverse.direct is not None and missed:
         inverse.give_up_factors()
         outer = outer_iteration(make())
     return outer

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lsconv
-from lsconv.border.cost_model import Limits
+from lsconv.border.cost_model import Factorise, Limits
 from lsconv.border.normal_inverse import normal_inverse
 from lsconv.border.normal_problem import Request
 from lsconv.border.outer_iteration import NormalEquations, iterate_or_drop_factors
@@ -16,8 +16,8 @@ from lsconv.krylov.loop.stopping import Tolerances
 ALLOWED = 1.2  # times the counts that were measured when the method was chosen
 
 
-ITERATED = Limits(at_once=0, later=False)
-WITHOUT_DENSE = Limits(at_once=0, later=False, dense_unknowns=0)
+ITERATED = Limits(factorise=Factorise.NEVER)
+WITHOUT_DENSE = Limits(factorise=Factorise.NEVER, dense_unknowns=0)
 
 
 def _gauss(size: int, sigma: float) -> torch.Tensor:
@@ -132,7 +132,7 @@ def test_square_operator_with_unread_phases_is_solved_without_damp() -> None:
 
 def test_a_limit_on_the_iterations_is_no_reason_for_other_factors() -> None:
     A = lsconv.Conv2d(torch.randn(8, 8, 3, 3), (48, 48))
-    plan = BorderPlan(A, limits=Limits(at_once=0))
+    plan = BorderPlan(A, limits=Limits(factorise=Factorise.AFTER_ITERATIONS))
     assert not plan.solve(torch.randn(A.out_shape), max_iter=1).converged
     assert plan.factor_dtype == torch.float32
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.border.cost_model import Limits
+from lsconv.border.cost_model import Factorise, Limits
 from lsconv.border.normal_inverse import BorderInverse, normal_inverse
 from lsconv.border.normal_problem import Request
 from lsconv.border.system.border_krylov import Allowance, Recycling, border_cg, border_gmres, deflate
@@ -189,7 +189,7 @@ def _inverse(name: str, corners: bool, device: str = "cpu") -> BorderInverse:
     weight = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     A = lsconv.Conv2d(weight.to(device), (24, 24), padding=padding)
     inverse = normal_inverse(
-        Request.of(A, 0.05, floor=1e-6, limits=Limits(0, later=False, dense_unknowns=0, corners=corners))
+        Request.of(A, 0.05, floor=1e-6, limits=Limits(factorise=Factorise.NEVER, dense_unknowns=0, corners=corners))
     )
     assert isinstance(inverse, BorderInverse)
     return inverse
@@ -325,7 +325,7 @@ def test_a_plan_for_replicated_edges_recycles() -> None:
     profile = torch.exp(-((torch.arange(15, dtype=F64) - 7) ** 2) / 8)
     kernel = profile[:, None] * profile / profile.sum() ** 2
     A = lsconv.Conv2d(kernel[None, None], in_size=(128, 128), padding=7, padding_mode="replicate")
-    options = {"floor": 1e-13, "limits": Limits(at_once=0, later=False)}
+    options = {"floor": 1e-13, "limits": Limits(factorise=Factorise.NEVER)}
     inverse, plain = (normal_inverse(Request.of(A, 1e-3, **options)) for _ in range(2))
     counts = [int(inverse(torch.randn(A.in_shape, dtype=F64), 1e-6)[1]) for _ in range(3)]
     assert 2 * counts[2] < counts[0]

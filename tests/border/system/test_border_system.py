@@ -11,7 +11,7 @@ from torch import Tensor
 
 import lsconv
 from lsconv.border.border_set import Border
-from lsconv.border.cost_model import CostModel, Limits
+from lsconv.border.cost_model import CostModel, Factorise, Limits
 from lsconv.border.normal_inverse import BorderInverse, normal_inverse
 from lsconv.border.normal_problem import Request
 from lsconv.border.penalty import common_grid_filters
@@ -22,7 +22,7 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 
 F64 = torch.float64
-WITHOUT_DENSE = Limits(at_once=0, later=False, dense_unknowns=0)
+WITHOUT_DENSE = Limits(factorise=Factorise.NEVER, dense_unknowns=0)
 
 
 CASES = {
@@ -183,7 +183,7 @@ def test_the_border_matrix_is_the_dense_operator_between_border_cells(channels: 
     )
 
 
-ITERATED = Limits(at_once=0, later=False)
+ITERATED = Limits(factorise=Factorise.NEVER)
 
 
 @pytest.mark.parametrize("rtol", [1e-6, 1e-9])
