@@ -17,9 +17,9 @@ import math
 import torch
 from torch import Tensor
 
-from lsconv.fourier.batched_linalg import lu_factor_in_place
+from lsconv.fourier.batched_linalg import chunks, lu_factor_in_place
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.frequency_inverse import FactoredInverse, chunks
+from lsconv.fourier.frequency_inverse import FactoredInverse
 from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 from lsconv.fourier.symbol import from_taps, symbol
 from lsconv.operators.base import LinearOperator

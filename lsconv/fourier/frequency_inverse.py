@@ -10,23 +10,21 @@ Frequencies where it is too large, or where S may not have full rank, are invert
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, MethodError, ShapeError
-from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse, lu_factor_in_place
+from lsconv.fourier.batched_linalg import chunks, frobenius, hermitian_inverse_, lu_factor_in_place
 from lsconv.fourier.batched_linalg import inverse as lu_inverse
 from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
-from lsconv.operators.batch_layout import WORK_BYTES
 from lsconv.operators.dtypes import ROUNDING
 
 __all__ = [
     "FactoredInverse",
     "FrequencyInverse",
-    "chunks",
     "invert",
     "invert_with_penalty",
     "singular_values_by_frequency",
@@ -247,13 +245,6 @@ def _lu_factors(S: Tensor, size: Tensor, least: Tensor, *, chance: float = 1e-8)
     return _Factors(factors, pivots, *map(torch.cat, zip(*doubted, strict=True)))
 
 
-def chunks(matrices: Tensor) -> Iterator[slice]:
-    """A bounded number of matrices at a time, for the work memory: four arrays of their size at once."""
-    chunk_bytes = WORK_BYTES // 4 if matrices.device.type == "cpu" else 2**27
-    step = max(1, chunk_bytes // (matrices.shape[1:].numel() * matrices.element_size()))
-    return (slice(start, start + step) for start in range(0, len(matrices), step))
-
-
 def _inverse_by_elimination(S: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
     """Invert by LU or Cholesky factors; return the inverses, and bounds of how much these amplify rounding."""
     rows, columns = S.shape[-2:]
@@ -264,7 +255,7 @@ def _inverse_by_elimination(S: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
     gram = S @ S.mH if rows < columns else S.mH @ S
     gram.diagonal(dim1=-2, dim2=-1).add_(mu.unsqueeze(-1))
     size = frobenius(gram)
-    inverse = hermitian_inverse(gram.contiguous())
+    inverse = hermitian_inverse_(gram.contiguous())
     # Where S is rank-deficient, rounding in the gradient is amplified by the square of this condition number.
     amplification = (size * frobenius(inverse)).square()
     return (S.mH @ inverse if rows < columns else inverse @ S.mH), amplification
@@ -322,7 +313,7 @@ def invert_with_penalty(S: FrequencyMatrices, mu: Tensor, penalty: FrequencyMatr
     mu = mu.reshape(-1, *(1 for _ in S.matrices.shape[1:]))
     normal = S.matrices.mH @ S.matrices + mu * (P.mH @ P)
     scale = normal.diagonal(dim1=-2, dim2=-1).real.sum(-1)
-    inverse = hermitian_inverse(normal.contiguous())
+    inverse = hermitian_inverse_(normal.contiguous())
     condition = scale * inverse.diagonal(dim1=-2, dim2=-1).real.sum(-1)
     if not bool((condition * torch.finfo(scale.dtype).eps < 1e-2).all()):
         raise MethodError(

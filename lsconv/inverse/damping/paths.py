@@ -35,7 +35,7 @@ from torch import Tensor
 
 from lsconv.border.influence import ExactInfluence
 from lsconv.border.penalty import Penalty, as_convolutions
-from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
+from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse_
 from lsconv.fourier.circulant import block_circulant, circulant_embedding, double_symbol
 from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.operators.base import LinearOperator
@@ -165,7 +165,7 @@ class FilterPath:
         mu = embedding.per_block(damp.double().square()).reshape(-1, *(1 for _ in S.matrices.shape[1:]))
         normal = S.matrices.mH @ S.matrices + mu * (P.mH @ P)
         factor, _ = torch.linalg.cholesky_ex(normal)
-        inverse = hermitian_inverse(normal.contiguous())
+        inverse = hermitian_inverse_(normal.contiguous())
         influence = S.matrices @ inverse @ S.matrices.mH
         weights = S.grid.weights(self.A.device, torch.float64)
         freedom = (influence.diagonal(dim1=-2, dim2=-1).real.sum(-1) * weights).flatten(1).sum(1)
