@@ -19,8 +19,8 @@ from torch import Tensor
 
 from lsconv.fourier.batched_linalg import chunks, lu_factor_in_place
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.frequency_inverse import FactoredInverse
-from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
+from lsconv.fourier.frequency_inverse import FactoredInverse, largest_matrices
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid, repeat_for_items
 from lsconv.fourier.symbol import from_taps, symbol
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
@@ -53,14 +53,11 @@ class DampedInverse:
         self._B: LinearOperator = A.H if self._wide else A
         matrices = _transposed_gram(A, embedding, wide=self._wide)
         if matrices.shape[0] != embedding.blocks:  # one kernel for all batch items
-            matrices = matrices.repeat(embedding.blocks // matrices.shape[0], *(1 for _ in matrices.shape[1:]))
+            matrices = repeat_for_items(matrices, embedding.blocks)
         flat = matrices.flatten(1, -3)
         squares, mu = flat.diagonal(dim1=-2, dim2=-1).real.sum(-1), embedding.per_block(self._mu)
         self.largest = squares.amax(1).clamp_min(0).sqrt()
-        # among the matrices of the largest traces a smooth symbol has its maximum, and random ones differ little
-        at = squares.topk(math.isqrt(squares.shape[1])).indices
-        some = flat[torch.arange(len(flat), device=at.device).unsqueeze(1), at]
-        self.norm = torch.linalg.eigvalsh(some).amax((1, 2)).clamp_min(0).sqrt()
+        self.norm = torch.linalg.eigvalsh(largest_matrices(flat, squares)).amax((1, 2)).clamp_min(0).sqrt()
         self.steps = _steps(1 + float((squares.amax(1) / mu).amax()), dtype)
         if self.steps is None:
             return
