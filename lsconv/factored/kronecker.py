@@ -167,7 +167,7 @@ class SeparablePlan(RefinedPlan):
         matrices = _matrices(A, factors)
         one_channel = factors.channels.shape[-2:] == (1, 1)
         # the first axis has vectors in any case, because it takes the sign of the one channel
-        multiples = [*range(one_channel), *(a + 1 for a in range(1, A.ndim) if _is_identity(A, a))]
+        multiples = ([0] if one_channel else []) + [a + 1 for a in range(1, A.ndim) if _is_identity(A, a)]
         parts = _svds(matrices, multiples)
         self._left, self._right = [U for U, _, _ in parts], [V for _, _, V in parts]
         if one_channel and self._left[1] is not None:
