@@ -19,7 +19,7 @@ from torch import Tensor
 from lsconv.border.border_set import largest_block, split_at_gaps
 from lsconv.border.penalty import Penalty
 from lsconv.border.truncated_circulant import truncated_circulant
-from lsconv.fourier.batched_linalg import hermitian_inverse
+from lsconv.fourier.batched_linalg import hermitian_inverse_
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.fourier.symbol import gram, shifted
@@ -71,7 +71,7 @@ class MissingBlocks:
             self.index[row, : len(places)] = flat
             blocks[row, : len(places), : len(places)] = _between(entries[number % len(entries)], places)
         self.index = self.index.to(entries.device)
-        self.inverses = hermitian_inverse(blocks)
+        self.inverses = hermitian_inverse_(blocks)
         # a block that rounding makes indefinite is replaced by the identity
         lost = self.inverses.isnan().flatten(1).any(1)
         self.inverses[lost] = torch.eye(size, dtype=entries.dtype, device=entries.device)
@@ -98,9 +98,9 @@ def _complement(S: Tensor, embedding: Embedding, damp: Tensor, penalty: Penalty 
         rows = S
         mu = embedding.per_block(damp.to(S.real.dtype)).square().reshape(-1, *(1 for _ in range(S.ndim - 1)))
         if S.shape[-2] <= S.shape[-1]:
-            return mu * hermitian_inverse(shifted(gram(S, "residual"), mu).contiguous())
+            return mu * hermitian_inverse_(shifted(gram(S, "residual"), mu).contiguous())
         normal = shifted(gram(S, "solution"), mu)
-    T = -(rows @ hermitian_inverse(normal.contiguous()) @ rows.mH)
+    T = -(rows @ hermitian_inverse_(normal.contiguous()) @ rows.mH)
     T.diagonal(dim1=-2, dim2=-1).add_(1)
     return T
 

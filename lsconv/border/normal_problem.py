@@ -21,7 +21,7 @@ from lsconv.border.cost_model import Limits
 from lsconv.border.penalty import Filter, Penalty
 from lsconv.border.reflected_padding import CopiedPadding
 from lsconv.border.truncated_circulant import TruncatedCirculant, leading_wave, truncated_circulant
-from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
+from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse_
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 from lsconv.fourier.symbol import gram, largest_eigenvalue, product, saddle_inverse, shifted, symbol
@@ -260,7 +260,7 @@ class NormalProblem:
             return CirculantParts(Q, deficient=self.rank_deficient(smaller))
         on_smaller_side = side == self.smaller_side
         gram_matrices = self.gram_matrices if on_smaller_side else gram(S.matrices, side)
-        P = FrequencyMatrices(S.grid, hermitian_inverse(shifted(gram_matrices, self.mu_for_matrices).contiguous()))
+        P = FrequencyMatrices(S.grid, hermitian_inverse_(shifted(gram_matrices, self.mu_for_matrices).contiguous()))
         deficient = on_smaller_side and self.rank_deficient(P.matrices)
         if self.form == "circulant" or (self.form == "valid") == (side == "residual"):
             return CirculantParts(P, deficient=deficient)

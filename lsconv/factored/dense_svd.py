@@ -62,7 +62,7 @@ class SingularValuePlan(DirectPlan):
     @staticmethod
     def is_quick(A: LinearOperator) -> bool:
         """Tell whether the decomposition of A, and of all items of its batch, is that of a small matrix."""
-        # of a square one of a fourth of them
+        # the shorter side: a square matrix may have a fourth of the entries
         short = 4 * min(A.in_numel, A.out_numel) ** 2 <= DENSE_ENTRIES
         long = max(A.in_numel, A.out_numel) ** 2 <= 4 * DENSE_ENTRIES
         return short and long and math.prod(A.batch_shape) * A.in_numel * A.out_numel <= DENSE_ENTRIES
@@ -97,7 +97,7 @@ class SingularValuePlan(DirectPlan):
     def _normal(self, g: Tensor) -> Tensor:
         c = self._to(g, self.A.in_shape, self.Vh)
         mu = over_items(self.damp.square(), len(self.A.in_shape))
-        # The part in the null space, where the inverse is 1 / damp^2
+        # the part in the null space, where the inverse is 1 / damp^2
         outside = g - self._from(self.Vh.mH, c, self.A.in_shape)
         v = self._from(self.Vh.mH, self._filtered(c, 0), self.A.in_shape)
         return v + torch.where(mu > 0, outside / torch.where(mu > 0, mu, 1.0), 0.0)

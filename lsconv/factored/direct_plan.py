@@ -238,7 +238,7 @@ class DirectPlan(Plan):
 class RefinedPlan(DirectPlan):
     """The setup of a direct solve with an operator near A, whose answers are refined by residuals of A.
 
-    Subclasses provide the factors and the three maps of the operator near A.
+    Subclasses provide the factors and the three maps of the operator near A, or two where every answer is refined.
     """
 
     _steps: int  # the number of refinement steps, see :func:`refinements`
@@ -268,8 +268,7 @@ class RefinedPlan(DirectPlan):
     def _normal(self, g: Tensor) -> Tensor:
         v = self._near_normal(g)
         for _ in range(self._steps):
-            back = self.precise.adjoint(self.precise.apply(v))
-            v = v + self._near_normal(g - back - self._damped(v))
+            v = v + self._near_normal(g - self.precise.adjoint(self.precise.apply(v)) - self._damped(v))
         return v
 
 

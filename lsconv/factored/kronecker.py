@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,10 +84,7 @@ def separable_singular_values(A: Convolution) -> Tensor | None:
     factors = Factors.of(A)
     if factors is None:
         return None
-    values = torch.linalg.svdvals(factors.channels)
-    for a, u in enumerate(factors.axes):
-        along = torch.linalg.svdvals(_axis_matrix(A, a, u))
-        values = (values.unsqueeze(-1) * along.unsqueeze(-2)).flatten(-2)
+    values = _products(list(map(torch.linalg.svdvals, _matrices(A, factors)))).flatten(2)
     values = values.expand(-1, A.groups, -1).reshape(*A.batch_shape, -1).sort(dim=-1, descending=True).values
     count = min(A.out_numel, A.in_numel)
     return torch.nn.functional.pad(values, (0, count - values.shape[-1]))
@@ -103,16 +101,11 @@ def separable_svd(A: Convolution, factors: Factors | None = None) -> tuple[list[
     factors = Factors.of(A) if factors is None else factors
     if factors is None:
         return None
-    matrices = [factors.channels, *(_axis_matrix(A, a, u) for a, u in enumerate(factors.axes))]
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for a, matrix in enumerate(matrices):
-        same = a > 1 and torch.equal(matrix, matrices[a - 1])
-        per_group = matrix.expand(1, A.groups, *matrix.shape[-2:])
-        parts.append(parts[-1] if same else torch.linalg.svd(per_group, full_matrices=False))
-    values = parts[0][1][0]
-    for _, spectrum, _ in parts[1:]:
-        values = values.unsqueeze(-1) * spectrum[0].reshape(A.groups, *(1 for _ in values.shape[1:]), -1)
-    return [U for U, _, _ in parts], values, [Vh.mH for _, _, Vh in parts]
+    parts = _svds(_matrices(A, factors))
+    values = _products([spectrum for _, spectrum, _ in parts])[0]
+    left = [U.expand(1, A.groups, *U.shape[-2:]) for U, _, _ in parts if U is not None]
+    right = [V.expand(1, A.groups, *V.shape[-2:]) for _, _, V in parts if V is not None]
+    return left, values.expand(A.groups, *values.shape[1:]), right
 
 
 def along_axes(factors: list[Tensor], z: Tensor) -> Tensor:
@@ -171,28 +164,15 @@ class SeparablePlan(RefinedPlan):
         """Decompose channels and axes, each once: their singular vectors, and the products of their singular values."""
         A, factors = self.A, self._product
         self._kernels = math.prod(A.batch_shape)
-        self._left: list[Tensor | None] = []
-        self._right: list[Tensor | None] = []
-        spectra: list[Tensor] = []
-        matrices = [factors.channels, *(_axis_matrix(A, a, u) for a, u in enumerate(factors.axes))]
-        alone = factors.channels.shape[-2:] == (1, 1)
-        for a, matrix in enumerate(matrices):
-            if (a == 0 and alone) or (a > 1 and _is_identity(A, a - 1)):
-                U, V, values = None, None, matrix.abs().amax(-1)
-            elif a > 1 and torch.equal(matrix, matrices[a - 1]):
-                U, V, values = self._left[-1], self._right[-1], spectra[-1]
-            else:
-                U, values, Vh = torch.linalg.svd(matrix, full_matrices=False)
-                V = Vh.mH
-            self._left.append(U)
-            self._right.append(V)
-            spectra.append(values)
-        if alone and self._left[1] is not None:  # the sign of a number is the first axis's
+        matrices = _matrices(A, factors)
+        one_channel = factors.channels.shape[-2:] == (1, 1)
+        # the first axis has vectors in any case, because it takes the sign of the one channel
+        multiples = ([0] if one_channel else []) + [a + 1 for a in range(1, A.ndim) if _is_identity(A, a)]
+        parts = _svds(matrices, multiples)
+        self._left, self._right = [U for U, _, _ in parts], [V for _, _, V in parts]
+        if one_channel and self._left[1] is not None:
             self._left[1] = self._left[1] * torch.where(factors.channels == 0, 1, factors.channels.sgn())
-        values = spectra[0]
-        for spectrum in spectra[1:]:
-            between = spectrum.reshape(*spectrum.shape[:2], *(1 for _ in range(values.ndim - 2)), -1)
-            values = values.unsqueeze(-1) * between
+        values = _products([spectrum for _, spectrum, _ in parts])
         size = max(max(matrix.shape[-2:]) for matrix in matrices)
         decided = Rank.of(values, values.ndim - 1, self.rcond, size)
         self._values, self._kept = decided.values, decided.kept
@@ -304,13 +284,43 @@ def _leading(unfolded: Tensor) -> Tensor:
     return torch.where(size > 0, u / torch.where(size > 0, size, 1.0), 0.0)
 
 
-def _axis_matrix(A: Convolution, a: int, u: Tensor) -> Tensor:
-    """The matrices ``(kernels, groups, outputs, inputs)`` of one axis."""
-    one = Convolution(
-        u[:, :, None, None], (A.spatial_in[a],), A.stride[a], [A.padding[a]], A.dilation[a],
-        padding_mode=A.padding_mode, check_finite=False,
-    )  # fmt: skip
-    return one.to_dense()
+def _matrices(A: Convolution, factors: Factors) -> list[Tensor]:
+    """The matrices ``(kernels, groups, outputs, inputs)`` of the channels and of every axis."""
+    along = [
+        Convolution(
+            u[:, :, None, None], (A.spatial_in[a],), A.stride[a], [A.padding[a]], A.dilation[a],
+            padding_mode=A.padding_mode, check_finite=False,
+        )
+        for a, u in enumerate(factors.axes)
+    ]  # fmt: skip
+    return [factors.channels, *(convolution.to_dense() for convolution in along)]
+
+
+def _svds(matrices: list[Tensor], multiples: Sequence[int] = ()) -> list[tuple[Tensor | None, Tensor, Tensor | None]]:
+    """The decompositions ``U, values, V``; a matrix that equals the one before, as for square images, shares them.
+
+    Args:
+        matrices: the matrices.
+        multiples: which of them are multiples of the identity, and get no U and V.
+    """
+    parts: list[tuple[Tensor | None, Tensor, Tensor | None]] = []
+    for k, matrix in enumerate(matrices):
+        if k in multiples:
+            parts.append((None, matrix.abs().amax(-1), None))
+        elif k > 1 and torch.equal(matrix, matrices[k - 1]):
+            parts.append(parts[-1])
+        else:
+            U, values, Vh = torch.linalg.svd(matrix, full_matrices=False)
+            parts.append((U, values, Vh.mH))
+    return parts
+
+
+def _products(spectra: list[Tensor]) -> Tensor:
+    """The products of values ``(kernels, groups, ranks)`` along all axes: ``(kernels, groups, *ranks)``."""
+    values = spectra[0]
+    for spectrum in spectra[1:]:
+        values = values.unsqueeze(-1) * spectrum.reshape(*spectrum.shape[:2], *(1 for _ in values.shape[2:]), -1)
+    return values
 
 
 def _norm_bound(kernel: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError
-from lsconv.factored.direct_plan import CONTRACTION, WORK_ARRAYS, DirectPlan, refinements
+from lsconv.factored.direct_plan import CONTRACTION, WORK_ARRAYS, RefinedPlan, refinements
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
@@ -31,7 +31,7 @@ from lsconv.operators.padding_modes import MODES
 __all__ = ["NormalEquationsPlan"]
 
 
-class NormalEquationsPlan(DirectPlan):
+class NormalEquationsPlan(RefinedPlan):
     """Setup of the normal equations for one operator and damping; :meth:`solve` answers right-hand sides.
 
     The arguments are those of :class:`~lsconv.factored.direct_plan.DirectPlan`, for any operator; where damp is 0 its
@@ -113,7 +113,7 @@ class NormalEquationsPlan(DirectPlan):
             size = torch.linalg.vector_norm(v, dim=(-2, -1))
         return size.reciprocal()
 
-    def _solve_once(self, g: Tensor) -> Tensor:
+    def _near_normal(self, g: Tensor) -> Tensor:
         item = self.A.in_shape
         batch = broadcast_shapes(g.shape[: g.ndim - len(item)], self._batch)
         columns = g.reshape(*g.shape[: g.ndim - len(item)], -1, 1)
@@ -123,22 +123,8 @@ class NormalEquationsPlan(DirectPlan):
             x = torch.cholesky_solve(columns.expand(*batch, *columns.shape[-2:]), self._factor)
         return x.reshape(*batch, *item) / over_items(self._unit, len(item))
 
-    def _inverse(self, y: Tensor) -> Tensor:
-        A = self.precise
-        x = self._solve_once(A.adjoint(y))
-        for _ in range(self._steps):
-            x = x + self._solve_once(A.adjoint(y - A.apply(x)) - self._damped(x))
-        return x
-
-    def _inverse_adjoint(self, v: Tensor) -> Tensor:
-        return self.precise.apply(self._normal(v))
-
-    def _normal(self, g: Tensor) -> Tensor:
-        A = self.precise
-        v = self._solve_once(g)
-        for _ in range(self._steps):
-            v = v + self._solve_once(g - A.adjoint(A.apply(v)) - self._damped(v))
-        return v
+    def _near_inverse(self, y: Tensor) -> Tensor:
+        return self._near_normal(self.precise.adjoint(y))
 
 
 def _is_toeplitz(A: LinearOperator) -> bool:

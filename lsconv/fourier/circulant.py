@@ -23,14 +23,8 @@ from lsconv.errors import ArgumentError, DtypeError, MethodError, ShapeError
 from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.damped_inverse import DampedInverse
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.frequency_inverse import (
-    FactoredInverse,
-    FrequencyInverse,
-    invert,
-    invert_with_penalty,
-    symbol_norm_from_below,
-)
-from lsconv.fourier.frequency_matrices import ELEMENTWISE_ENTRIES, FrequencyMatrices, Grid
+from lsconv.fourier.frequency_inverse import FactoredInverse, FrequencyInverse, invert
+from lsconv.fourier.frequency_matrices import ELEMENTWISE_ENTRIES, FrequencyMatrices, repeat_for_items
 from lsconv.fourier.symbol import symbol
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import default_rcond, direct_rtol, double
@@ -112,22 +106,19 @@ def _why_not(A: Convolution, name: str) -> str:
 @torch.no_grad()
 def double_symbol(A: Convolution, embedding: Embedding) -> FrequencyMatrices:
     """The symbol of A on the grid of ``embedding``, in double precision, one block per block of the embedding."""
-    double = torch.complex128 if A.is_complex else torch.float64
-    matrices = symbol(A.to(dtype=double), embedding).matrices
-    if matrices.shape[0] != embedding.blocks:  # one kernel for all batch items: its matrices are repeated for each
-        matrices = matrices.repeat(embedding.blocks // matrices.shape[0], *(1 for _ in matrices.shape[1:]))
-    return FrequencyMatrices(Grid(embedding.grid, real=not A.is_complex), matrices)
+    S = symbol(A.to(dtype=double(A.dtype)), embedding)
+    return S if S.blocks == embedding.blocks else S.map(lambda m: repeat_for_items(m, embedding.blocks))
 
 
 class CirculantPlan:
     r"""Solves a block-circulant least-squares problem exactly, for any number of right-hand sides.
 
-    .. math:: \min_x \|Ax - y\|^2 + \mathrm{damp}^2 \|Lx\|^2, \qquad
-              x(\omega) = (S^H S + \mathrm{damp}^2 P^H P)^{-1} S^H\, y(\omega)
+    .. math:: \min_x \|Ax - y\|^2 + \mathrm{damp}^2 \|x\|^2, \qquad
+              x(\omega) = (S^H S + \mathrm{damp}^2)^{-1} S^H\, y(\omega)
 
-    with P the symbol of L. Without damping x is the minimum-norm least-squares solution, :math:`x = A^+ y`. All work on
-    the matrices is done here, in the constructor, without gradients; :meth:`solve` is one FFT, one small matrix product
-    per frequency and one inverse FFT, differentiable with respect to ``y``.
+    Without damping x is the minimum-norm least-squares solution, :math:`x = A^+ y`. The matrices are factorised in the
+    constructor, without gradients; :meth:`solve` is one FFT, one small product or solve per frequency and one inverse
+    FFT, differentiable with respect to ``y``, and where :attr:`damped` serves, steps of refinement.
 
     Args:
         A: a convolution for which :func:`block_circulant` holds.
@@ -135,7 +126,6 @@ class CirculantPlan:
             of ``y``; every entry has matrices of its own).
         rcond: where damp is 0, singular values of at most ``rcond`` times the largest one of the same batch item count
             as zero; None: :func:`~lsconv.operators.dtypes.default_rcond` of the operator's dtype.
-        penalty: the symbol P of L on the same grid (``symbol(L)``); None: the identity.
 
     Attributes:
         A: the operator.
@@ -151,9 +141,9 @@ class CirculantPlan:
         nbytes: bytes held.
 
     Raises:
-        MethodError: A is not block-circulant, or A and L vanish on a common subspace.
-        ArgumentError: a negative damp or rcond, or a penalty with damp 0.
-        ShapeError: a penalty on another grid, or damp does not broadcast with A's batch dimensions.
+        MethodError: A is not block-circulant.
+        ArgumentError: a negative damp or rcond.
+        ShapeError: damp does not broadcast with A's batch dimensions.
         DtypeError: A is in half precision.
 
     Source:
@@ -168,14 +158,7 @@ class CirculantPlan:
     """
 
     @torch.no_grad()
-    def __init__(
-        self,
-        A: Convolution,
-        damp: float | Tensor = 0.0,
-        *,
-        rcond: float | None = None,
-        penalty: FrequencyMatrices | None = None,
-    ) -> None:
+    def __init__(self, A: Convolution, damp: float | Tensor = 0.0, *, rcond: float | None = None) -> None:
         self.A = A
         self.damp = torch.as_tensor(damp, dtype=real_dtype(A.dtype), device=A.device)
         if not bool((self.damp >= 0).all()) or not bool(torch.isfinite(self.damp).all()):
@@ -193,20 +176,16 @@ class CirculantPlan:
         self.rank: Tensor | None = None
         self.inverse: _Inverse = None
         self.undecided = torch.zeros(self.batch_shape, dtype=torch.bool, device=A.device)
-        self.damped = self._factorised() if penalty is None and bool((self.damp > 0).all()) else None
+        self.damped = self._factorised() if bool((self.damp > 0).all()) else None
         self._answers = 0
         if self.damped is not None:
             norm, self._largest = self.damped.norm, self.damped.largest
-        elif penalty is None:
+        else:
             found = self._inverted()
             self.inverse, norm, self._largest = found.inverse, found.norm, found.largest
             if bool((self.damp == 0).any()):
                 self.rank = found.rank.reshape(self.batch_shape)
                 self.undecided = found.undecided.reshape(self.batch_shape)
-        else:
-            S = double_symbol(A, self.embedding)
-            self.inverse = FrequencyMatrices(S.grid, invert_with_penalty(S, self._mu, penalty))
-            norm, self._largest = symbol_norm_from_below(S), frobenius(S.matrices).flatten(1).amax(1)
         self.norm = norm.reshape(*self.batch_shape, -1).amax(-1)
         self.inverse = self._rounded(self.inverse)
         self._inverse_adjoint: _Inverse = None

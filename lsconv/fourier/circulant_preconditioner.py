@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError
-from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
+from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse_
 from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.convolution_structure import Factor, factor_chain, gram_approximation
 from lsconv.fourier.frequency_matrices import FrequencyMatrices
@@ -121,7 +121,7 @@ class CirculantPreconditioner(LinearOperator):
         matrices = matrices.clone(memory_format=torch.contiguous_format)
         matrices.diagonal(dim1=-2, dim2=-1).add_(shift)
         single = torch.complex64 if dtype == torch.float32 else torch.complex128
-        self._inverse = FrequencyMatrices(approximation.grid, hermitian_inverse(matrices).to(single))
+        self._inverse = FrequencyMatrices(approximation.grid, hermitian_inverse_(matrices).to(single))
         self.damp = delta.to(dtype)
         self._windows = [_window(factor, delta) for factor in chain.windows]
 

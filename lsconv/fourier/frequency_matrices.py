@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lsconv.operators.fft_convolution import FEW_WAVES, inverse_transform, plane_waves
 
-__all__ = ["ELEMENTWISE_ENTRIES", "FrequencyMatrices", "Grid"]
+__all__ = ["ELEMENTWISE_ENTRIES", "FrequencyMatrices", "Grid", "repeat_for_items"]
 
 # Up to this many entries a matrix per frequency is multiplied elementwise in the layout of the FFT; above it, as a
 # batched matrix product after moving the channels last.
@@ -126,7 +126,7 @@ class FrequencyMatrices:
         """Repeat the matrices of all groups for every batch item, unless there is one block, which broadcasts."""
         if self.blocks in (1, blocks):
             return self
-        return self.map(lambda m: m.repeat(blocks // self.blocks, *(1 for _ in m.shape[1:])))
+        return self.map(lambda m: repeat_for_items(m, blocks))
 
     def prefers_lags(self, axes: tuple[int, ...], lags: int) -> bool:
         """Tell whether :meth:`at_lags` costs less than :meth:`kernel` for so many lags along ``axes``."""
@@ -167,3 +167,8 @@ class FrequencyMatrices:
     def kernel(self) -> Tensor:
         """The first block column: ``(blocks, rows, columns, *grid.sizes)``."""
         return self.grid.inverse(self.matrices.movedim((-2, -1), (1, 2)))
+
+
+def repeat_for_items(matrices: Tensor, blocks: int) -> Tensor:
+    """Repeat the matrices of all groups, shared by the batch items, for every item: ``(blocks, ...)``."""
+    return matrices.repeat(blocks // matrices.shape[0], *(1 for _ in matrices.shape[1:]))

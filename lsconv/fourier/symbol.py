@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError
-from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
+from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse_
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.frequency_matrices import ELEMENTWISE_ENTRIES, FrequencyMatrices, Grid
 from lsconv.operators.batch_layout import broadcast_shapes
@@ -131,7 +131,7 @@ def saddle_inverse(S: Tensor, squared: Tensor, mu: Tensor) -> tuple[Tensor, Tens
         mu: the damping squared, positive, of a shape that broadcasts with ``squared``.
     """
     rows, columns = S.shape[-2:]
-    smaller = hermitian_inverse(shifted(squared, mu).contiguous())
+    smaller = hermitian_inverse_(shifted(squared, mu).contiguous())
     if rows <= columns:
         W = smaller
         WS = W @ S

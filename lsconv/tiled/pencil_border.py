@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.system.border_krylov import Recycling, border_gmres
-from lsconv.fourier.batched_linalg import DenseInverse, hermitian_inverse, indefinite_inverse
+from lsconv.fourier.batched_linalg import DenseInverse, inverse_of_hermitian
 from lsconv.fourier.embedding import BorderPositions
 from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.tiled.pencil_grid import PencilGrid
@@ -239,7 +239,7 @@ class PencilSystem:
             found = found.narrow(share[0], share[1].start, share[1].stop - share[1].start)
         found = found.movedim((-2, -1), (1, 2))
         pairs = found[which.to(m.device), channel[:, None], channel[None, :]].movedim((0, 1), (-2, -1)).contiguous()
-        return hermitian_inverse(pairs) if self.definite else indefinite_inverse(pairs)
+        return inverse_of_hermitian(pairs, definite=self.definite)
 
     def _corner_block(self, max_unknowns: int) -> tuple[Tensor, Tensor, DenseInverse]:
         """The corner block: its unknowns, those of them that are corrected (restricted Schwarz), and its inverse."""

@@ -15,9 +15,7 @@ from lsconv.errors import ArgumentError, DtypeError, MethodError, ShapeError
 from lsconv.fourier.circulant import CirculantPlan, block_circulant
 from lsconv.fourier.frequency_inverse import FactoredInverse
 from lsconv.fourier.frequency_matrices import FrequencyMatrices
-from lsconv.fourier.symbol import symbol
 from lsconv.operators.convolution import Conv1d, Conv2d, Conv3d, Convolution
-from lsconv.operators.difference import Gradient
 from lsconv.operators.dtypes import double
 from lsconv.operators.elementary import Dense
 
@@ -145,33 +143,6 @@ def test_a_column_of_damps_meets_a_row_of_right_hand_sides_and_kernels_of_their_
             torch.testing.assert_close(x[i, j], CirculantPlan(own, float(damps[i, 0])).solve(y[j]))
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_a_penalty_is_the_minimiser_with_its_operator(stride: int) -> None:
-    """The normal equations of ||A x - y||^2 + damp^2 ||L x||^2, L a convolution on the same grid."""
-    A = Conv2d(torch.randn(2, 2, 3, 3, dtype=torch.float64), (6, 4), stride, 1, padding_mode="circular")
-    L = Conv2d(torch.randn(9, 2, 3, 3, dtype=torch.float64), (6, 4), stride, 1, padding_mode="circular")
-    y = torch.randn(3, *A.out_shape, dtype=torch.float64)
-    x = CirculantPlan(A, 0.7, penalty=symbol(L)).solve(y)
-    D, P = A.to_dense(), L.to_dense()
-    expected = torch.linalg.solve(D.T @ D + 0.49 * P.T @ P, D.T @ y.flatten(1).T).T
-    torch.testing.assert_close(x.flatten(1), expected, rtol=1e-9, atol=1e-9)
-
-
-def test_the_gradient_penalty_leaves_the_mean_alone() -> None:
-    A = _blur()
-    G = Gradient((1, 8, 6), boundary="periodic", dtype=torch.float64)
-    L = Conv2d(G.kernels.unsqueeze(1), (8, 6), padding=((0, 1), (0, 1)), padding_mode="circular")
-    y = torch.full(A.out_shape, 3.0, dtype=torch.float64)
-    x = CirculantPlan(A, 1e3, penalty=symbol(L)).solve(y)
-    torch.testing.assert_close(x, torch.full_like(x, 3.0 / float(A.weight.sum())), rtol=1e-9, atol=1e-9)
-
-
-def test_a_penalty_that_vanishes_with_the_operator_is_refused() -> None:
-    A = Conv1d(torch.tensor([[[1.0, -1.0]]]), 6, padding=((0, 1),), padding_mode="circular")
-    with pytest.raises(MethodError, match="common subspace"):
-        CirculantPlan(A, 0.1, penalty=symbol(A))
-
-
 # ------------------------------------------------------------------ how a solve behaves
 
 
@@ -266,10 +237,6 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         CirculantPlan(A).solve(torch.randn(1, 8, 7, dtype=torch.float64))
     with pytest.raises(ArgumentError, match="rcond"):
         CirculantPlan(A, rcond=-1.0)
-    with pytest.raises(ArgumentError, match="penalty"):
-        CirculantPlan(A, 0.0, penalty=symbol(A))
-    with pytest.raises(ShapeError, match="penalty"):
-        CirculantPlan(A, 1.0, penalty=symbol(_blur((6, 6))))
     with pytest.raises(ShapeError, match="damp"):
         CirculantPlan(Convolution(A.weight.expand(3, 1, 1, 3, 3), (8, 6), padding=1, padding_mode="circular"),
                       torch.ones(2))  # fmt: skip

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lsconv.errors import MethodError
-from lsconv.fourier.batched_linalg import hermitian_inverse
+from lsconv.fourier.batched_linalg import hermitian_inverse_
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 from lsconv.fourier.symbol import gram, saddle_inverse, symbol
@@ -110,19 +110,18 @@ def test_weights_count_every_frequency_once(sizes: list[int], real: bool) -> Non
 # ------------------------------------------------------------------ Hermitian inverses
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 5])
-@pytest.mark.parametrize("chunk_bytes", [1, 2**27])
-def test_hermitian_inverse_is_the_inverse(size: int, chunk_bytes: int) -> None:
+@pytest.mark.parametrize("size", [0, 1, 2, 5, 300])  # the largest are inverted two at a time
+def test_hermitian_inverse_is_the_inverse(size: int) -> None:
     root = torch.randn(3, 4, size, size, dtype=torch.complex128)
     matrices = root @ root.mH + 0.1 * torch.eye(size)
     expected = torch.linalg.inv(matrices)
-    torch.testing.assert_close(hermitian_inverse(matrices.clone(), chunk_bytes), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(hermitian_inverse_(matrices.clone()), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_hermitian_inverse_marks_matrices_that_are_not_definite_and_only_those() -> None:
     indefinite = torch.diag(torch.tensor([1.0, -1.0, 1.0]))
     matrices = torch.stack([torch.eye(3), indefinite, 2 * torch.eye(3), torch.zeros(3, 3)])
-    inverse = hermitian_inverse(matrices.clone())
+    inverse = hermitian_inverse_(matrices.clone())
     assert inverse[[1, 3]].isnan().all()
     torch.testing.assert_close(inverse[0], torch.eye(3))
     torch.testing.assert_close(inverse[2], torch.eye(3) / 2)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.direct.crossed_border import CrossedBorder
-from lsconv.fourier.batched_linalg import hermitian_inverse, indefinite_inverse
+from lsconv.fourier.batched_linalg import inverse_of_hermitian
 from lsconv.operators.fft_convolution import FEW_WAVES, plane_waves
 
 __all__ = ["Strip"]
@@ -34,7 +34,7 @@ class Strip:
         D = row_kernels[:, lags.to(device)].permute(0, 3, 4, 1, 5, 2).flatten(4).flatten(2, 3)  # blocks, frequencies
         pairs = present[:, None] & present
         D = torch.where(pairs, D, torch.eye(len(present), dtype=D.dtype, device=device))
-        self.inverse = hermitian_inverse(D.contiguous()) if definite else indefinite_inverse(D)
+        self.inverse = inverse_of_hermitian(D, definite=definite)
         self.inverse *= pairs
         self._present, self._depth, self._rows = present, border.depth, n
         self._read: Tensor | None = None

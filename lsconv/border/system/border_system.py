@@ -36,7 +36,7 @@ from lsconv.border.cost_model import CostModel, Limits
 from lsconv.border.factored_capacitance import FactoredCapacitance
 from lsconv.border.stack_system import StackRows
 from lsconv.border.system.border_krylov import RESTART, Allowance, Recycling, border_cg, border_gmres
-from lsconv.fourier.batched_linalg import DenseInverse, hermitian_inverse, indefinite_inverse
+from lsconv.fourier.batched_linalg import DenseInverse, inverse_of_hermitian
 from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 
 __all__ = ["BorderProblem", "BorderSystem", "Schwarz", "Subdomain", "SubdomainSum"]
@@ -179,7 +179,7 @@ class Schwarz:
         others = Grid(tuple(n for a, n in enumerate(grid) if a not in axes), real=border_entries.Q.grid.real)
         inverse: DenseInverse | FrequencyMatrices
         if others.sizes:
-            inverses = hermitian_inverse(matrices) if definite else indefinite_inverse(matrices)
+            inverses = inverse_of_hermitian(matrices, definite=definite)
             inverse = FrequencyMatrices(others, inverses)
         else:
             inverse = DenseInverse(matrices, definite=definite)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.errors import MethodError
-from lsconv.fourier.batched_linalg import hermitian_inverse
+from lsconv.fourier.batched_linalg import hermitian_inverse_
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 from lsconv.fourier.symbol import symbol
@@ -174,7 +174,7 @@ class ExtendedGrid:
         self._mu = mu.reshape(1, -1, *(1,) * (len(self.grid_sizes) + 1)).to(self.A.dtype.to_complex())
         diagonal.add_(mu.reshape(-1, *(1,) * (diagonal.ndim - 1)))
         # complex, because products of real and complex tensors are slow
-        self._inverse = FrequencyMatrices(self.grid, hermitian_inverse(normal).to(self.A.dtype.to_complex()))
+        self._inverse = FrequencyMatrices(self.grid, hermitian_inverse_(normal).to(self.A.dtype.to_complex()))
 
     def step(self, reflected: Sequence[Tensor], relaxation: float) -> list[Tensor]:
         """Return the images ``C_j x`` of the minimiser, given the ``r_j / 2``."""
