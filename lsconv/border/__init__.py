@@ -31,8 +31,8 @@ Either inverse preconditions conjugate gradients on :math:`(A^HA + \mu) x = A^H 
 (``outer_iteration``), which makes the answer that of the wanted :math:`\mu` and certifies it. A plan is made once and
 solved with often: ``plan`` (damped or not), ``stacked_plan`` (a penalty), and for a square A without damping
 
-.. math:: S w = -B_{in} C^{-1} R_{out}^T y, \qquad S = B_{in} C^{-1} B_{out}^T
+.. math:: G w = -B_{in} C^{-1} R_{out}^T y, \qquad G = B_{in} C^{-1} B_{out}^T
 
-(``capacitance_plan``, ``capacitance``; ``null_space`` finds where S is singular). ``influence`` has exact traces and
+(``capacitance_plan``, ``capacitance``; ``null_space`` finds where G is singular). ``influence`` has exact traces and
 determinants.
 """

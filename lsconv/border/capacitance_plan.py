@@ -4,13 +4,13 @@ Where as many outputs as inputs are cropped from the periodic grid ("same" paddi
 the block-circulant C is invertible, ``A x = y`` means that C maps x, extended by zeros on the input border, to y,
 extended by unknown values w on the output border. The condition that x is zero on the input border determines w:
 
-.. math:: x = R_{in} C^{-1} (R_{out}^T y + B_{out}^T w), \qquad S w = -B_{in} C^{-1} R_{out}^T y,
-          \qquad S = B_{in} C^{-1} B_{out}^T .
+.. math:: x = R_{in} C^{-1} (R_{out}^T y + B_{out}^T w), \qquad G w = -B_{in} C^{-1} R_{out}^T y,
+          \qquad G = B_{in} C^{-1} B_{out}^T .
 
-On the shortest grid, N = n + p, the border of an n x n image is one cross of p rows and p columns, and S is small
+On the shortest grid, N = n + p, the border of an n x n image is one cross of p rows and p columns, and G is small
 enough to be factorised once (32 channels, 3x3, n = 128: 8224 unknowns of 524288). An iteration on the border converges
 badly: where the determinant of the symbol along one axis winds around zero, A has singular values that fall
-exponentially with n, and so has S. A direct solve is not affected, and finds them: singular vectors of S of small
+exponentially with n, and so has G. A direct solve is not affected, and finds them: singular vectors of G of small
 singular values are the border values of vectors that A maps to nearly zero.
 
 Vectors whose singular value of A is provably below ``rcond * ||C||`` count as the null spaces of A and A^H. With their

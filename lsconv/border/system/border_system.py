@@ -152,7 +152,7 @@ class Schwarz:
         small = border.size <= limits.dense_unknowns and entries <= 8 * limits.dense_unknowns**2
         border_entries = border.entries(Q)
         if small:
-            self.full_inverse = DenseInverse(border_entries.dense(border), definite=problem.model.definite)
+            self.full_inverse = DenseInverse(border_entries.dense(), definite=problem.model.definite)
             return
         numbering = border.numbering()
         used = [a for a, positions in enumerate(border.on_axis) if positions.any()]

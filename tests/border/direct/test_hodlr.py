@@ -43,7 +43,7 @@ def test_matrices_whose_halves_see_each_other_by_few_waves_are_inverted() -> Non
     assert torch.allclose(inverse.logdet, torch.linalg.slogdet(matrices)[1], rtol=1e-10)
 
 
-def test_matrices_of_full_rank_are_told() -> None:
+def test_matrices_of_full_rank_are_recognised() -> None:
     noise = torch.randn(1, 240, 240, dtype=F64, generator=torch.Generator().manual_seed(0))
     assert not hierarchical(noise @ noise.mT + torch.eye(240), 24).low_rank
 

@@ -67,8 +67,8 @@ def test_an_iteration_ends_early_where_its_rate_promises_more_than_it_is_allowed
 
 def test_data_that_are_not_finite_exceed_no_allowance_early() -> None:
     allowance, one = Allowance(8), torch.ones(1, 1, 1)
-    assert not allowance.ends(2, 0, one, torch.full_like(one, torch.nan), 1e-9 * one)
-    assert allowance.ends(2, 0, one, 2 * one, 1e-9 * one)  # a residual that grows
+    assert not allowance.update(2, 0, one, torch.full_like(one, torch.nan), 1e-9 * one)
+    assert allowance.update(2, 0, one, 2 * one, 1e-9 * one)  # a residual that grows
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -330,7 +330,7 @@ def test_a_plan_for_replicated_edges_recycles() -> None:
     counts = [int(inverse(torch.randn(A.in_shape, dtype=F64), 1e-6)[1]) for _ in range(3)]
     assert 2 * counts[2] < counts[0]
     assert isinstance(plain, BorderInverse)
-    plain.begin_iteration()._recycling.most = 0
+    plain.begin_iteration()._recycling.max_vectors = 0
     f = torch.randn(A.in_shape, dtype=F64)
     expected = plain(f, 1e-10)[0]
     torch.testing.assert_close(inverse(f, 1e-10)[0], expected, rtol=0, atol=1e-6 * float(expected.abs().max()))

@@ -96,7 +96,7 @@ def test_corners_save_iterations(channels: tuple[int, int], padding: int, damp: 
     assert with_corners < strips_only
 
 
-def test_one_axis_needs_no_iteration_worth_the_name() -> None:
+def test_a_border_along_one_axis_takes_at_most_two_iterations() -> None:
     A = lsconv.Conv1d(torch.randn(3, 4, 9, dtype=torch.float64), 300)
     assert Embedding(A).axes[0].border_out
     assert _iterations(A, 0.0, True) <= 2
