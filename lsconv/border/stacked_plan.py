@@ -180,7 +180,7 @@ class StackedPlan(PenalisedPlan):
                 )
             )
             x, norm, iterations = outer.x, outer.norm_a * self.unit, outer.iterations
-            del outer  # whose vectors the certificate has no use for
+            del outer  # frees its vectors before the certificate
             return self._certified(y, x, x_prior, tolerances, norm, iterations)
 
         return solve_again_if_excused(solve, ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))

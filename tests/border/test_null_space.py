@@ -59,8 +59,8 @@ def test_extensions_have_the_inner_products_of_the_dense_inverse(
     size: tuple[int, ...], options: dict[str, Any], dtype: torch.dtype
 ) -> None:
     inverse, dense, border = inverse_of(well_conditioned(size, dtype, **options))
-    lift = dense[..., border.index]
-    expected = lift.mH @ lift
+    extension = dense[..., border.index]
+    expected = extension.mH @ extension
     generator = torch.Generator().manual_seed(1)
     v = torch.randn(len(dense), border.size, border.channels + 2, generator=generator, dtype=dtype)
     tolerance = 20 * torch.finfo(dtype).eps * float(expected.abs().max())

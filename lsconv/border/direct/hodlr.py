@@ -239,8 +239,8 @@ class HodlrSchur:
         for i in range(self._columns):
             into = matrix[:, :, : bottom - top, i, : right - left]
             distances, image_distances = i - others, i + others + 1 - width
-            # s[1] is the sign of the reversal of the columns and s[2] that of the rows; where S is not even, s[1] is that
-            # of both at once
+            # s[1] is the sign of the reversal of the columns, s[2] that of the rows; s[1] is that of both at once where
+            # S is not even
             if self._even:
                 same, mirrored_part = ([part[:, d.abs()] for part in sums] for d in (distances, image_distances))
                 by_sign = [torch.add(same[s[2] < 0], mirrored_part[s[2] < 0], alpha=s[1]) for s in signs]

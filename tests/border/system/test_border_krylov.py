@@ -340,8 +340,8 @@ def test_a_cycle_whose_directions_have_overflowed_is_not_kept() -> None:
     recycling, k = Recycling(200), 40
     triangle = torch.eye(k, dtype=F64).expand(2, k, k).clone()
     triangle[1, 3, 5] = torch.inf
-    basis, searched = torch.randn(2, k + 1, SIZE, dtype=F64), torch.randn(2, k, SIZE, dtype=F64)
+    basis, preconditioned = torch.randn(2, k + 1, SIZE, dtype=F64), torch.randn(2, k, SIZE, dtype=F64)
     nothing, residuals = torch.zeros(2, 0, k, dtype=F64), torch.ones(2, k + 1, dtype=F64)
     unitary = torch.eye(k + 1, k, dtype=F64).expand(2, -1, -1)
-    recycling.learn(None, nothing, searched, basis, unitary, triangle, residuals)
+    recycling.learn(None, nothing, preconditioned, basis, unitary, triangle, residuals)
     assert recycling.pair is None
