@@ -62,10 +62,11 @@ class SingularValuePlan(DirectPlan):
     @staticmethod
     def is_quick(A: LinearOperator) -> bool:
         """Tell whether the decomposition of A, and of all items of its batch, is that of a small matrix."""
-        # the shorter side: a square matrix may have a fourth of the entries
-        short = 4 * min(A.in_numel, A.out_numel) ** 2 <= DENSE_ENTRIES
-        long = max(A.in_numel, A.out_numel) ** 2 <= 4 * DENSE_ENTRIES
-        return short and long and math.prod(A.batch_shape) * A.in_numel * A.out_numel <= DENSE_ENTRIES
+        shorter, longer = sorted((A.in_numel, A.out_numel))
+        # the work is shorter^2 longer, so that a square matrix may have a fourth of the entries only
+        if 4 * shorter**2 > DENSE_ENTRIES or longer**2 > 4 * DENSE_ENTRIES:
+            return False
+        return math.prod(A.batch_shape) * A.in_numel * A.out_numel <= DENSE_ENTRIES
 
     @staticmethod
     def bytes_for(A: LinearOperator) -> int:

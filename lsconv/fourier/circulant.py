@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, DtypeError, MethodError, ShapeError
+from lsconv.errors import ArgumentError, MethodError, ShapeError
 from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.damped_inverse import DampedInverse
 from lsconv.fourier.embedding import Embedding
@@ -27,7 +27,7 @@ from lsconv.fourier.frequency_inverse import FactoredInverse, FrequencyInverse, 
 from lsconv.fourier.frequency_matrices import ELEMENTWISE_ENTRIES, FrequencyMatrices, repeat_for_items
 from lsconv.fourier.symbol import symbol
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import default_rcond, direct_rtol, double
+from lsconv.operators.dtypes import default_rcond, direct_rtol, double, real_dtype
 from lsconv.operators.padding_modes import MODES
 
 __all__ = [
@@ -35,22 +35,10 @@ __all__ = [
     "block_circulant",
     "circulant_embedding",
     "double_symbol",
-    "real_dtype",
 ]
 
 
 _Inverse = FrequencyMatrices | FactoredInverse | None
-
-
-def real_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of norms and singular values: float32 or float64.
-
-    Raises:
-        DtypeError: for half precision, which torch's FFTs and factorisations do not serve.
-    """
-    if dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
-        raise DtypeError(f"dtype: {dtype} operators can be applied, not inverted; convert with A.to(torch.float32)")
-    return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
 
 
 def block_circulant(A: Any, batch_shape: tuple[int, ...] = (), *, name: str = "fourier") -> Embedding:

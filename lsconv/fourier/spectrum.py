@@ -15,14 +15,14 @@ from torch import Tensor
 from lsconv.errors import ArgumentError, ConvergenceWarning, MethodError
 from lsconv.factored.dense_svd import DENSE_ENTRIES
 from lsconv.factored.kronecker import separable_singular_values
-from lsconv.fourier.circulant import block_circulant, circulant_embedding, double_symbol, real_dtype
+from lsconv.fourier.circulant import block_circulant, circulant_embedding, double_symbol
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.frequency_inverse import singular_values_by_frequency
 from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import double
+from lsconv.operators.dtypes import double, real_dtype
 
 __all__ = ["cond", "norm", "singular_values"]
 
