@@ -164,22 +164,22 @@ class CirculantPlan:
         self.rank: Tensor | None = None
         self.inverse: _Inverse = None
         self.undecided = torch.zeros(self.batch_shape, dtype=torch.bool, device=A.device)
-        self.damped = self._factorised() if bool((self.damp > 0).all()) else None
+        self.damped = self._factorise() if bool((self.damp > 0).all()) else None
         self._answers = 0
         if self.damped is not None:
-            norm, self._largest = self.damped.norm, self.damped.largest
+            norm, self._largest_norm = self.damped.norm, self.damped.largest_norm
         else:
-            found = self._inverted()
-            self.inverse, norm, self._largest = found.inverse, found.norm, found.largest
+            found = self._invert()
+            self.inverse, norm, self._largest_norm = found.inverse, found.norm, found.largest_norm
             if bool((self.damp == 0).any()):
                 self.rank = found.rank.reshape(self.batch_shape)
                 self.undecided = found.undecided.reshape(self.batch_shape)
         self.norm = norm.reshape(*self.batch_shape, -1).amax(-1)
-        self.inverse = self._rounded(self.inverse)
+        self.inverse = self._round(self.inverse)
         self._inverse_adjoint: _Inverse = None
 
-    def _factorised(self) -> DampedInverse | None:
-        """The factors for the first answers; None where singular values or a scaling are better."""
+    def _factorise(self) -> DampedInverse | None:
+        """Make the factors for the first answers; None where singular values or a scaling are better."""
         embedding = self.embedding
         rows, columns = embedding.out_channels, embedding.in_channels
         if min(rows, columns) == 1 or rows * columns <= ELEMENTWISE_ENTRIES:
@@ -192,27 +192,27 @@ class CirculantPlan:
         """``damp^2``, one per block."""
         return self.embedding.per_block(self.damp.double().square())
 
-    def _inverted(self) -> FrequencyInverse:
-        """All inverses, and the rank that they show."""
+    def _invert(self) -> FrequencyInverse:
+        """Make all inverses, and decide the rank."""
         make = functools.partial(double_symbol, self.A, self.embedding)
         items, rtol = math.prod(self.batch_shape), 0.1 * direct_rtol(self.A.dtype)
         return invert(make, self._mu, self.rcond, items=items, rtol=rtol)
 
-    def _rounded(self, inverse: _Inverse) -> _Inverse:
+    def _round(self, inverse: _Inverse) -> _Inverse:
         """Round the inverses to A's precision, where the rounding that the condition amplifies is within tolerance."""
         if not isinstance(inverse, FrequencyMatrices) or real_dtype(self.A.dtype) == torch.float64:
             return inverse
-        condition = self._largest * frobenius(inverse.matrices).flatten(1).amax(1)
+        condition = self._largest_norm * frobenius(inverse.matrices).flatten(1).amax(1)
         if bool((condition * torch.finfo(torch.float32).eps <= 0.5 * direct_rtol(torch.float32)).all()):
-            return inverse.map(lambda inverse: inverse.to(torch.complex64))
+            return inverse.map(lambda matrices: matrices.to(torch.complex64))
         return inverse
 
     @torch.no_grad()
-    def _take_inverse(self, batch: tuple[int, ...]) -> _Inverse:
-        """The inverses, made where the factors are asked a third time, or for more answers than matrices have rows.
+    def _inverse_for(self, batch: tuple[int, ...]) -> _Inverse:
+        """The inverses for an answer with this batch; None where the factors give it.
 
-        A solve and its derivatives are two answers; who asks a third time has kept the plan. All columns of the
-        inverses take no longer than as many answers.
+        The factors give the first two answers, which are a solve and its derivatives; a third shows that the plan is
+        kept. They give none for as many right-hand sides as the matrices have rows, which cost as much as the inverses.
         """
         if self.damped is not None:
             _, rhs = self.embedding.split_batch(batch)
@@ -220,9 +220,9 @@ class CirculantPlan:
             if self._answers <= 2 and rhs < self.damped.size:
                 return None
             if self.damped.steps == 0:
-                self.inverse = self._rounded(self.damped.explicit(double_symbol(self.A, self.embedding)))
+                self.inverse = self._round(self.damped.explicit(double_symbol(self.A, self.embedding)))
             else:
-                self.inverse = self._rounded(self._inverted().inverse)
+                self.inverse = self._round(self._invert().inverse)
             self.damped = None
         return self.inverse
 
@@ -239,7 +239,7 @@ class CirculantPlan:
     def solve_unrounded(self, y: Tensor) -> Tensor:
         """:meth:`solve` in the precision of the matrices, for y of A's dtype or of double precision."""
         batch, _ = self.embedding.split_batch(tuple(y.shape[: y.ndim - len(self.A.out_shape)]))
-        inverse = self._take_inverse(batch)
+        inverse = self._inverse_for(batch)
         y = y.to(self.dtype)
         if inverse is None:
             assert self.damped is not None
@@ -256,7 +256,7 @@ class CirculantPlan:
         """The adjoint of :meth:`solve`: ``(*batch, *in_shape)`` to ``(*batch, *out_shape)``."""
         self.A.check_input(x)
         batch, _ = self.embedding.split_batch(tuple(x.shape[: x.ndim - len(self.A.in_shape)]))
-        inverse = self._take_inverse(batch)
+        inverse = self._inverse_for(batch)
         x = x.to(self.dtype)
         if inverse is None:
             assert self.damped is not None

@@ -146,12 +146,12 @@ class CirculantPreconditioner(LinearOperator):
         """Apply the preconditioner of the chain from the window of this number on, innermost the circulant inverse."""
         if depth < len(self._windows):
             return self._windows[depth](x, lambda z: self._through(depth + 1, z))
-        grid = self._embedding
-        core = grid.in_shape if self._on_inputs else grid.out_shape
-        batch, _ = grid.split_batch(tuple(x.shape[: x.ndim - len(core)]))
+        embedding = self._embedding
+        item = embedding.in_shape if self._on_inputs else embedding.out_shape
+        batch, _ = embedding.split_batch(tuple(x.shape[: x.ndim - len(item)]))
         if self._on_inputs:
-            return grid.inputs_from_grid(self._inverse.on_grid(grid.inputs_to_grid(x)), batch)
-        return grid.outputs_from_grid(self._inverse.on_grid(grid.outputs_to_grid(x)), batch)
+            return embedding.inputs_from_grid(self._inverse.on_grid(embedding.inputs_to_grid(x)), batch)
+        return embedding.outputs_from_grid(self._inverse.on_grid(embedding.outputs_to_grid(x)), batch)
 
     def _map(
         self,

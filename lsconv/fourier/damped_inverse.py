@@ -44,7 +44,7 @@ class DampedInverse:
     Attributes:
         steps: the steps of refinement that an answer takes; None where they would be many, and nothing is solved.
         norm: a lower bound of the largest singular value of each block.
-        largest: the largest Frobenius norm of the symbol of each block.
+        largest_norm: the largest Frobenius norm of the symbol of each block.
     """
 
     def __init__(self, A: Convolution, embedding: Embedding, damp: Tensor, dtype: torch.dtype) -> None:
@@ -59,7 +59,7 @@ class DampedInverse:
             matrices = repeat_for_items(matrices, embedding.blocks)
         flat = matrices.flatten(1, -3)
         squares, mu = flat.diagonal(dim1=-2, dim2=-1).real.sum(-1), embedding.per_block(self._mu)
-        self.largest = squares.amax(1).clamp_min(0).sqrt()
+        self.largest_norm = squares.amax(1).clamp_min(0).sqrt()
         self.norm = torch.linalg.eigvalsh(largest_matrices(flat, squares)).amax((1, 2)).clamp_min(0).sqrt()
         self.steps = _steps(1 + float((squares.amax(1) / mu).amax()), dtype)
         if self.steps is None:

@@ -83,14 +83,14 @@ class FrequencyInverse:
         rank: the number of singular values above the threshold, per item; all of them where there is damping.
         undecided: the items with a singular value that equals the threshold up to rounding.
         norm: a lower bound of the largest singular value of each block; exact where the matrices are rows or columns.
-        largest: the largest Frobenius norm of each block.
+        largest_norm: the largest Frobenius norm of each block.
     """
 
     inverse: FrequencyMatrices | FactoredInverse
     rank: Tensor
     undecided: Tensor
     norm: Tensor
-    largest: Tensor
+    largest_norm: Tensor
 
 
 def singular_values_by_frequency(matrices: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def invert(
     """
     S = symbol()
     norms = frobenius(S.matrices).flatten(1)
-    largest, norm_from_below = norms.amax(1), symbol_norm_from_below(S, norms)
+    largest_norm, norm_from_below = norms.amax(1), symbol_norm_from_below(S, norms)
     per_item = norms.numel() // items
 
     def per_matrix(per_block: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ def invert(
         return per_block.reshape(items, -1).amax(1).repeat_interleave(per_item)
 
     matrices, mu = S.matrices.reshape(-1, S.rows, S.columns), mu.repeat_interleave(norms.shape[1])
-    norm_bound = per_matrix(largest)
+    norm_bound = per_matrix(largest_norm)
     rank, undecided = torch.full_like(mu, min(S.rows, S.columns)), torch.zeros_like(mu, dtype=torch.bool)
     # the matrices that are not inverted yet, as indices among all
     remaining, unstable, factored = torch.arange(len(mu), device=mu.device), torch.zeros_like(undecided), None
@@ -180,7 +180,7 @@ def invert(
         (rank.reshape(items, -1, len(weights)) * weights).sum((-2, -1)).long(),
         undecided.reshape(items, -1).any(-1),
         norm_from_below,
-        largest,
+        largest_norm,
     )
 
 
