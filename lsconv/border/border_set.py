@@ -18,7 +18,16 @@ from lsconv.border.factored_capacitance import FactoredCapacitance
 from lsconv.fourier.embedding import BorderPositions
 from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 
-__all__ = ["Border", "BorderEntries", "between_borders", "gathered", "largest_block", "scattered", "split_at_gaps"]
+__all__ = [
+    "Border",
+    "BorderEntries",
+    "between_borders",
+    "circulant_entries",
+    "gathered",
+    "largest_block",
+    "scattered",
+    "split_at_gaps",
+]
 
 
 class Border:
@@ -131,7 +140,7 @@ class BorderEntries:
     """
 
     def __init__(self, Q: FrequencyMatrices | FactoredCapacitance, border: Border) -> None:
-        self.Q, self.grid = Q, border.grid
+        self.Q, self.border, self.grid = Q, border, border.grid
         self._kernel: Tensor | None = None
 
     def full_kernel(self) -> Tensor:
@@ -164,7 +173,7 @@ class BorderEntries:
             pairs: Any = (*lead, *lags, channel[:, None], channel[None, :])
             return Q.at_lags(axes, present)[pairs]
         if len(axes) == len(self.grid):
-            return self.within(cells)
+            return circulant_entries(self.full_kernel(), cells)
         kernel = self.full_kernel().movedim([3 + a for a in axes], list(range(3, 3 + len(axes))))
         lags = [table[w[:, None], w[None, :]] for table, w in zip(tables, which, strict=True)]
         pairs = (slice(None), channel[:, None], channel[None, :], *lags)
@@ -172,28 +181,29 @@ class BorderEntries:
         others = Grid(tuple(n for a, n in enumerate(self.grid) if a not in axes), real=Q.grid.real)
         return others.transform(block).movedim((1, 2), (-2, -1))
 
-    def dense(self, border: Border) -> Tensor:
-        """All entries between the cells of a border: ``(blocks, size, size)``."""
-        return between_borders(self.full_kernel(), border, border)
+    def dense(self) -> Tensor:
+        """All entries between the cells of the border: ``(blocks, size, size)``."""
+        return between_borders(self.full_kernel(), self.border, self.border)
 
-    def within(self, cells: Tensor) -> Tensor:
-        """The dense entries between the cells, ``(blocks, cells, cells)``.
 
-        The index of an entry in the kernel around lag zero is the difference of one number per cell.
+def circulant_entries(kernel: Tensor, cells: Tensor) -> Tensor:
+    """The entries of a block-circulant operator between cells, ``(blocks, cells, cells)``.
 
-        Args:
-            cells: rows of channel, *positions*.
-        """
-        kernel, device = self.full_kernel(), self.full_kernel().device
-        channel, *places = cells.unbind(1)
-        row, column = channel * kernel.shape[2], channel.clone()
-        for a, (p, n) in enumerate(zip(places, self.grid, strict=True)):
-            p = _unrolled(p, n)
-            extent = int(p.amax())
-            kernel = kernel.index_select(3 + a, (torch.arange(-extent, extent + 1) % n).to(device))
-            row, column = row * (2 * extent + 1) + extent + p, column * (2 * extent + 1) - p
-        lags = (row[:, None] + column[None, :]).flatten().to(device)
-        return kernel.flatten(1).index_select(1, lags).unflatten(1, (len(row), len(cells)))
+    The index of an entry in the kernel around lag zero is the difference of one number per cell.
+
+    Args:
+        kernel: the first block column, ``(blocks, channels, channels, *grid)``.
+        cells: rows of channel, *positions*, on the CPU or the device of the kernel.
+    """
+    channel, *places = cells.unbind(1)
+    row, column = channel * kernel.shape[2], channel.clone()
+    for a, (p, n) in enumerate(zip(places, kernel.shape[3:], strict=True)):
+        p = _unrolled(p, n)
+        extent = int(p.amax())
+        kernel = kernel.index_select(3 + a, (torch.arange(-extent, extent + 1) % n).to(kernel.device))
+        row, column = row * (2 * extent + 1) + extent + p, column * (2 * extent + 1) - p
+    lags = (row[:, None] + column[None, :]).flatten().to(kernel.device)
+    return kernel.flatten(1).index_select(1, lags).unflatten(1, (len(row), len(row)))
 
 
 def between_borders(kernel: Tensor, row_border: Border, column_border: Border) -> Tensor:

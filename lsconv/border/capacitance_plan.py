@@ -4,13 +4,13 @@ Where as many outputs as inputs are cropped from the periodic grid ("same" paddi
 the block-circulant C is invertible, ``A x = y`` means that C maps x, extended by zeros on the input border, to y,
 extended by unknown values w on the output border. The condition that x is zero on the input border determines w:
 
-.. math:: x = R_{in} C^{-1} (R_{out}^T y + B_{out}^T w), \qquad S w = -B_{in} C^{-1} R_{out}^T y,
-          \qquad S = B_{in} C^{-1} B_{out}^T .
+.. math:: x = R_{in} C^{-1} (R_{out}^T y + B_{out}^T w), \qquad G w = -B_{in} C^{-1} R_{out}^T y,
+          \qquad G = B_{in} C^{-1} B_{out}^T .
 
-On the shortest grid, N = n + p, the border of an n x n image is one cross of p rows and p columns, and S is small
+On the shortest grid, N = n + p, the border of an n x n image is one cross of p rows and p columns, and G is small
 enough to be factorised once (32 channels, 3x3, n = 128: 8224 unknowns of 524288). An iteration on the border converges
 badly: where the determinant of the symbol along one axis winds around zero, A has singular values that fall
-exponentially with n, and so has S. A direct solve is not affected, and finds them: singular vectors of S of small
+exponentially with n, and so has G. A direct solve is not affected, and finds them: singular vectors of G of small
 singular values are the border values of vectors that A maps to nearly zero.
 
 Vectors whose singular value of A is provably below ``rcond * ||C||`` count as the null spaces of A and A^H. With their
@@ -32,6 +32,7 @@ from torch import Tensor
 from lsconv.border.border_set import Border, between_borders
 from lsconv.border.capacitance import Capacitance, Direction, static_lu
 from lsconv.border.cost_model import CostModel, dense_cost
+from lsconv.border.normal_problem import scaled_to_unit
 from lsconv.border.null_space import NullSpaces
 from lsconv.errors import MethodError, PlanMemoryError
 from lsconv.fourier import batched_linalg
@@ -39,7 +40,7 @@ from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.fourier.symbol import symbol
-from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
+from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.evidence import NormBounds, RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
@@ -94,18 +95,16 @@ class CapacitancePlan(Plan):
         embedding = _square_embedding(A)
         assert isinstance(A, Convolution)
         self.A, self.embedding = A, embedding
-        device, dtype = A.device, double(A.dtype)
+        device = A.device
         in_border = Border(embedding.grid, embedding.input_border(), device)
         out_border = Border(embedding.grid, embedding.output_border(), device)
         self._check(in_border, out_border, memory_limit, refuse_if_slower)
         self.damp = torch.zeros(damp_shape, dtype=torch.float64, device=device)
         self.rcond = default_rcond(A.dtype) if rcond is None else rcond
         with torch.no_grad():
-            weight = A.weight.detach()
-            self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
-            self.precise = A.with_parameters([weight]).to(dtype=dtype)
-            scaled = weight.to(dtype) / over_items(self.unit, A.ndim + 2)
-            matrices = symbol(self.precise.with_parameters([scaled]), embedding)
+            self.precise = A.with_parameters([A.weight.detach()]).to(dtype=double(A.dtype))
+            self.unit, scaled = scaled_to_unit(self.precise)
+            matrices = symbol(scaled, embedding)
             found = self._find(matrices, in_border, out_border, rcond is not None)
         self.capacitance, self.nullity, self.undecided = found.capacitance, found.nullity, found.undecided
         if not found.resolved:

@@ -1,15 +1,12 @@
 """The cost model of the border: of one iteration, of the factors and of a solve with them, and the bytes of a plan.
 
-A plan iterates until its iterations have cost as much as the factors of the border would, and then makes the factors
-and keeps them: it costs at most twice as much as the better of both from the beginning. Factors that cost less than the
-iterations expected for the condition of the border are made before any iteration.
-
 The unit of work is one floating-point operation of a factorisation. Memory traffic counts as the operations that a
 factorisation does in the same time.
 """
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,13 +31,13 @@ __all__ = [
     "DEFAULT_LIMITS",
     "CostModel",
     "FactorCost",
+    "Factorise",
     "Limits",
     "PlanCost",
     "cheapest_grid",
     "dense_cost",
     "direct_pass_cost",
     "direct_plan_cost",
-    "expected_iterations",
     "items_at_once",
     "plan_bytes",
     "spared",
@@ -55,21 +52,28 @@ _ENTRY_WORK = 150
 _READ_WORK = 12
 
 
+class Factorise(enum.Enum):
+    """The choices of when a border is factorised."""
+
+    AUTO = enum.auto()  # before any iteration where that is expected to cost less, else as AFTER_ITERATIONS
+    AT_ONCE = enum.auto()  # before any iteration
+    AFTER_ITERATIONS = enum.auto()  # when the iterations have cost as much
+    NEVER = enum.auto()
+
+
 @dataclass(frozen=True)
 class Limits:
     """The limits between solving a border by factors and by iteration, and of its preconditioner.
 
     Attributes:
-        at_once: factors that cost up to this many iterations are made before any; None: the expected number.
-        later: make factors when the iterations have cost as much; False: iterate at any cost.
+        factorise: when the border is factorised.
         dense_unknowns: borders of up to this many unknowns are preconditioned by their dense inverse.
         corners: precondition with the corners too, where strips of the border cross.
         corner_unknowns: the overlap of a corner with its strips grows until the corner has this many unknowns.
         spare_bytes: bytes that factors may take; None: 60 % of the memory that is free when they are made.
     """
 
-    at_once: float | None = None
-    later: bool = True
+    factorise: Factorise = Factorise.AUTO
     dense_unknowns: int = 1024
     corners: bool = True
     corner_unknowns: int = 640
@@ -154,18 +158,6 @@ class CostModel:
     def _indefinite_factor(self) -> int:
         """The cost of an iteration or pass relative to that of a definite system."""
         return 1 if self.definite else 3
-
-
-def expected_iterations(condition: float) -> float:
-    """The iterations that a border is expected to take: 1.5 times the binary logarithm of the condition.
-
-    With the Schwarz preconditioner their number grows with that logarithm, and not with the root of the condition: most
-    blurs take 0.8 to 3 times it.
-
-    Args:
-        condition: of the normal equations, the square of that of A with its damping.
-    """
-    return 1.5 * math.log2(max(condition, 1.0))
 
 
 def dense_cost(size: int, *, definite: bool) -> FactorCost:

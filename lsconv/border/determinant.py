@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsconv.border.border_set import Border
+from lsconv.border.border_set import Border, circulant_entries
 from lsconv.border.influence import EXACT_UNKNOWNS
 from lsconv.border.penalty import Filter, Penalty
 from lsconv.errors import PlanMemoryError
@@ -98,11 +98,7 @@ class PrincipalMinor:
             sign, logabs = sign * (line_sign.real if real else line_sign), logabs + (line_logabs * weights).sum(-1)
         if not len(other_cells):
             return sign, logabs
-        lags = [
-            (other_cells[:, None, 1 + a] - other_cells[None, :, 1 + a]) % size for a, size in enumerate((n, *others))
-        ]
-        pairs = (slice(None), other_cells[:, 0, None], other_cells[None, :, 0], *lags)
-        S = kernel[pairs]
+        S = circulant_entries(kernel, other_cells)
         if len(lines):
             S = S - self._through_lines(D, between, lines, other_cells, along, weights)
         schur_sign, schur_logabs = slogdet(S)

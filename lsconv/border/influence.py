@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsconv.border.border_set import Border
+from lsconv.border.border_set import Border, between_borders
 from lsconv.errors import ArgumentError, MethodError, PlanMemoryError
 from lsconv.fourier.batched_linalg import lu_factor
 from lsconv.fourier.embedding import Embedding
@@ -123,7 +123,6 @@ class ExactInfluence:
         self.scale = (
             largest.reshape(A.batch_shape) if largest.numel() > 1 else largest.reshape(()).expand(A.batch_shape)
         )
-        self._lags = None if self.border is None else _lags(self.border)
 
     @torch.no_grad()
     def at(self, damp: Tensor, y: Tensor | None = None, *, slope: bool = False) -> Influence:
@@ -249,19 +248,8 @@ class ExactInfluence:
 
     def _dense(self, matrices: Tensor) -> Tensor:
         """The block-circulant operator on the border cells: ``(blocks, unknowns, unknowns)``."""
-        assert self._lags is not None
-        kernel = FrequencyMatrices(self.grid, matrices).kernel()
-        return kernel.flatten(1)[:, self._lags]
-
-
-def _lags(border: Border) -> Tensor:
-    """The index, in a flattened kernel, of the entry that couples each pair of border cells."""
-    cells = border.mask.nonzero()
-    channel, places = cells[:, 0], cells[:, 1:]
-    index = channel[:, None] * border.channels + channel[None, :]
-    for a, n in enumerate(border.grid):
-        index = index * n + (places[:, a, None] - places[None, :, a]) % n
-    return index.to(border.index.device)
+        assert self.border is not None
+        return between_borders(FrequencyMatrices(self.grid, matrices).kernel(), self.border, self.border)
 
 
 def _square(z: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 r"""A preconditioner for the system of the outputs that were not measured: dense blocks of neighbouring ones.
 
-With E the embedding of the missing outputs, :math:`H = A^HA + \mu L^HL` and the influence matrix :math:`F = A H^{-1}
+With E the embedding of the missing outputs, :math:`N = A^HA + \mu L^HL` and the influence matrix :math:`F = A N^{-1}
 A^H` of the complete data, the answer x for the measured outputs is that for data completed by values t of the missing
 ones, such that their residual vanishes:
 
-.. math:: x = H^{-1} A^H (y + E t), \qquad E^H(A x) = t \iff E^H (I - F) E\, t = E^H F y .
+.. math:: x = N^{-1} A^H (y + E t), \qquad E^H(A x) = t \iff E^H (I - F) E\, t = E^H F y .
 
 The matrix is Hermitian, with eigenvalues between those of :math:`\mu (\|A\|^2 + \mu)^{-1}` and one (L the identity).
 Away from the border of the grid :math:`I - F` is the block-circulant :math:`T = I - S (S^HS + \mu |S_L|^2)^{-1} S^H`,
@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lsconv.border.border_set import largest_block, split_at_gaps
+from lsconv.border.border_set import circulant_entries, largest_block, split_at_gaps
 from lsconv.border.penalty import Penalty
 from lsconv.border.truncated_circulant import truncated_circulant
 from lsconv.fourier.batched_linalg import hermitian_inverse_
@@ -49,9 +49,8 @@ class MissingBlocks:
             damp = damp.log().mean().exp()
         batched = tuple(damp.shape) or convolution.batch_shape
         truncated = truncated_circulant(convolution, batch if batched else tuple(damp.shape), penalty)
-        kernel = FrequencyMatrices(
-            truncated.symbol.grid, _complement(truncated.symbol.matrices, truncated.embedding, damp, penalty)
-        )
+        matrices = _complement(truncated.symbol.matrices, truncated.embedding, damp, penalty)
+        kernel = FrequencyMatrices(truncated.symbol.grid, matrices).kernel()
         grid, clusters = truncated.embedding.grid, list[tuple[int, Tensor]]()
         self.embedding = Embedding(truncated.convolution, grid, batch)
         cells = self.embedding.outputs_to_grid(missing.to(torch.uint8))[0].cpu()
@@ -62,19 +61,20 @@ class MissingBlocks:
             clusters += [(number, places[part]) for part in split_at_gaps(places, most)]
         size = max((len(places) for _, places in clusters), default=0)
         self.index = torch.full((len(clusters), size), cells.numel())  # one past the end, where zeros are appended
-        entries = kernel.kernel()
-        blocks = torch.eye(size, dtype=entries.dtype, device=entries.device).repeat(len(clusters), 1, 1)
+        eye = torch.eye(size, dtype=kernel.dtype, device=kernel.device)
+        blocks = eye.repeat(len(clusters), 1, 1)
         for row, (number, places) in enumerate(clusters):
             flat = number
             for along, n in zip(places.mT, (self.embedding.out_channels, *grid), strict=True):
                 flat = flat * n + along
             self.index[row, : len(places)] = flat
-            blocks[row, : len(places), : len(places)] = _between(entries[number % len(entries)], places)
-        self.index = self.index.to(entries.device)
+            entries = circulant_entries(kernel[number % len(kernel)].unsqueeze(0), places)
+            blocks[row, : len(places), : len(places)] = entries
+        self.index = self.index.to(kernel.device)
         self.inverses = hermitian_inverse_(blocks)
         # a block that rounding makes indefinite is replaced by the identity
         lost = self.inverses.isnan().flatten(1).any(1)
-        self.inverses[lost] = torch.eye(size, dtype=entries.dtype, device=entries.device)
+        self.inverses[lost] = eye
 
     def __call__(self, r: Tensor) -> Tensor:
         """Apply the inverses of the blocks to ``r`` of shape ``(*batch, *out_shape)``."""
@@ -103,12 +103,3 @@ def _complement(S: Tensor, embedding: Embedding, damp: Tensor, penalty: Penalty 
     T = -(rows @ hermitian_inverse_(normal.contiguous()) @ rows.mH)
     T.diagonal(dim1=-2, dim2=-1).add_(1)
     return T
-
-
-def _between(entries: Tensor, places: Tensor) -> Tensor:
-    """The matrix of a circulant between cells, rows of channel, *positions*."""
-    channel, *positions = places.mT
-    lag = torch.zeros(len(places), len(places), dtype=torch.int64)
-    for n, p in zip(entries.shape[2:], positions, strict=True):
-        lag = lag * n + (p[:, None] - p[None, :]) % n
-    return entries.flatten(2)[channel[:, None], channel[None, :], lag]

@@ -25,10 +25,12 @@ from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse_
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 from lsconv.fourier.symbol import gram, largest_eigenvalue, product, saddle_inverse, shifted, symbol
+from lsconv.krylov.loop.batched_scalars import binary_unit
+from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import ROUNDING, double
 
-__all__ = ["CirculantParts", "NormalProblem", "Request", "least_shift", "needs_double"]
+__all__ = ["CirculantParts", "NormalProblem", "Request", "least_shift", "needs_double", "scaled_to_unit"]
 
 # Factors in float32 lose a factor sigma_max^2 / damp^2 of accuracy. Below this damp / sigma_max the additional outer
 # steps cost more than factors in float64.
@@ -50,6 +52,13 @@ def least_shift(dtype: torch.dtype, *, damped: bool) -> float:
     return rounding if damped else max(rounding, _UNDAMPED_FLOOR)
 
 
+def scaled_to_unit(A: Convolution) -> tuple[Tensor, Convolution]:
+    """The power of two next above the largest entry of each kernel, in float64, and A divided by it, detached."""
+    weight = A.weight.detach()
+    unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
+    return unit, A.with_parameters([weight / over_items(unit.to(weight.real.dtype), A.ndim + 2)])
+
+
 @dataclass(frozen=True)
 class Request:
     """The description of a normal operator.
@@ -63,8 +72,6 @@ class Request:
         copied_padding: the padding of A, where it is reflect or replicate; then "solution" is the side, and damp > 0.
         limits: the limits for solving a border by factors, and of its preconditioner.
         shortest_grid: use the shortest grid, as factors do, instead of one of a good FFT length.
-        whole_border: precondition the border system by the dense inverse of the whole border, so that it ends in a few
-            iterations, and make no other factors.
         missing: outputs that are not measured, ``out_shape``, the same for all items and groups; only without
             ``copied_padding``.
     """
@@ -77,7 +84,6 @@ class Request:
     copied_padding: CopiedPadding | None = None
     limits: Limits = field(default_factory=Limits)
     shortest_grid: bool = False
-    whole_border: bool = False
     missing: Tensor | None = None
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The small singular values of a factorised capacitance matrix S, their vectors, and the null spaces they show."""
+"""The small singular values of a factorised capacitance matrix G, their vectors, and the null spaces they show."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["ExtensionGram", "NullSpaces"]
 
 # Eigenvalues below this many eps of the largest count as zero, because sums of some thousand terms round as much.
 _ROUNDING = 1e3
-# The relative cutoff of the pseudo-inverse of S on directions whose extensions vanish.
+# The relative cutoff of the pseudo-inverse of G on directions whose extensions vanish.
 _LEAST_MOVED = 1e-10
 
 
 class NullSpaces:
     """The null spaces of A and A^H to ``rcond``, as coordinates on the border.
 
-    Candidates are the singular vectors of S with the smallest singular values. Then random vectors w are compared with
+    Candidates are the singular vectors of G with the smallest singular values. Then random vectors w are compared with
     the solution for A w: their differences outside of the known null space are further candidates, until there are
     none.
 
@@ -68,7 +68,7 @@ class NullSpaces:
         self._counts = torch.zeros(2, len(sigma), dtype=torch.int64, device=sigma.device)
         self.largest = 0.0
         if bool((sigma[:, 0] > limit * inverse_norm).all()):
-            # A null vector of A is at most ||C^-1|| times as long as its border values, so larger singular values of S
+            # A null vector of A is at most ||C^-1|| times as long as its border values, so larger singular values of G
             # exclude one.
             return
         grams = [ExtensionGram(direction.inverse, direction.free) for direction in self.capacitance.directions]
@@ -99,9 +99,8 @@ class NullSpaces:
         """
         counted = [ratio < self.rcond for ratio, _ in found]
         self.resolved = not any(bool((~k & (r < self._noise)).any()) for (r, _), k in zip(found, counted, strict=True))
-        band = (self.rcond / 2 if self._user_rcond else 0 * self.rcond).clamp_min(
-            ROUNDING * torch.finfo(torch.float64).eps
-        )
+        half_width = self.rcond / 2 if self._user_rcond else 0 * self.rcond
+        band = half_width.clamp_min(ROUNDING * torch.finfo(torch.float64).eps)
         near = [((r - self.rcond).abs() <= band) & (self.rcond > 0) for r, _ in found]
         self.undecided = sum((n.any(-1) for n in near), self.undecided)
         counts = torch.stack([k.sum(-1) for k in counted])
@@ -115,8 +114,8 @@ class NullSpaces:
         # Orthonormalised again without the rejected candidates: their extensions are much longer, and the accepted
         # vectors have lost digits beside them.
         null = [orthonormalised(v, gram.between(v)) for v, gram in zip(null, grams, strict=True)]
-        # the coupling B C^-1 R^T R C^-H B^T is G - S S^H, with G the Gram matrix of the extensions; S^H v = 0 on null
-        # vectors v, where it is G
+        # the coupling B C^-1 R^T R C^-H B^T is P - G G^H, with P of ExtensionGram; G^H v = 0 on null
+        # vectors v, where it is P
         coupling = [gram(v) for gram, v in zip(grams, null, strict=True)]
         forward, adjoint = self.capacitance.directions
         directions = (
@@ -149,10 +148,10 @@ class NullSpaces:
 
 
 def small_singular_vectors(capacitance: Capacitance, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The ``count`` smallest singular values, by block inverse iteration with :math:`(S^H S)^{-1}`.
+    """The ``count`` smallest singular values, by block inverse iteration with :math:`(G^H G)^{-1}`.
 
     Args:
-        capacitance: S, factorised.
+        capacitance: G, factorised.
         count: the number of singular values; the last ones are the least accurate.
 
     Returns:
@@ -219,17 +218,17 @@ def nearest_null(images: Tensor, v: Tensor, gram: Tensor) -> tuple[Tensor, Tenso
     """Orthonormalise the extensions of vectors, ordered by how nearly they are null vectors of A.
 
     Args:
-        images: ``S v``, ``(blocks, rows, k)``. Not from singular values of S^-1: next to those of null vectors the
+        images: ``G v``, ``(blocks, rows, k)``. Not from singular values of G^-1: next to those of null vectors the
             others are rounding, and with them everything below.
         v: orthonormal vectors on the border, ``(blocks, size, k)``.
         gram: the inner products of their extensions before the crop, ``(blocks, k, k)``.
 
     Returns:
-        For each a bound of ``||A x|| / (||C|| ||x||)``, smallest first, as A extend(v) = -R_out C B_in^T S v; and the
+        For each a bound of ``||A x|| / (||C|| ||x||)``, smallest first, as A extend(v) = -R_out C B_in^T G v; and the
         coordinates.
     """
-    values, vectors = torch.linalg.eigh(gram - images.mH @ images)  # the crop removes S v
-    # Directions whose extension is only rounding are arbitrary: adding them changes S v, but no extension.
+    values, vectors = torch.linalg.eigh(gram - images.mH @ images)  # the crop removes G v
+    # Directions whose extension is only rounding are arbitrary: adding them changes G v, but no extension.
     nonzero = (values > _ROUNDING * torch.finfo(values.dtype).eps * values[..., -1:]).unsqueeze(-2)
     whiten = vectors * torch.where(nonzero, values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt().unsqueeze(-2), 0)
     free = vectors * ~nonzero

@@ -181,9 +181,7 @@ class CopiedPaddingBorder(Border):
 class CopiedPaddingEntries(BorderEntries):
     """The entries of the system between unknowns; of those along a strip, copies across its ends are left out."""
 
-    def __init__(self, Q: FrequencyMatrices | FactoredCapacitance, border: CopiedPaddingBorder) -> None:
-        super().__init__(Q, border)
-        self.border = border
+    border: CopiedPaddingBorder
 
     def between(self, axes: tuple[int, ...], cells: Tensor) -> Tensor:
         """One matrix per frequency of the other axes: ``(blocks, *other frequencies, cells, cells)``."""
@@ -206,6 +204,6 @@ class CopiedPaddingEntries(BorderEntries):
         )
         return result
 
-    def dense(self, border: Border) -> Tensor:
+    def dense(self) -> Tensor:
         """All entries: ``(blocks, size, size)``."""
-        return self.between(tuple(range(len(self.grid))), border.mask.nonzero())
+        return self.between(tuple(range(len(self.grid))), self.border.mask.nonzero())

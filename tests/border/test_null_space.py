@@ -55,12 +55,12 @@ def inverse_of(A: lsconv.Convolution) -> tuple[FrequencyMatrices, Tensor, Border
     ("size", "options"),
     [((9,), {}), ((6, 5), {}), ((6, 5), {"groups": 2}), ((5, 4), {"batch": (2,)}), ((6, 4), {"stride": 2})],
 )
-def test_lifts_have_the_inner_products_of_the_dense_inverse_be_they_few_or_many(
+def test_extensions_have_the_inner_products_of_the_dense_inverse(
     size: tuple[int, ...], options: dict[str, Any], dtype: torch.dtype
 ) -> None:
     inverse, dense, border = inverse_of(well_conditioned(size, dtype, **options))
-    lift = dense[..., border.index]
-    expected = lift.mH @ lift
+    extension = dense[..., border.index]
+    expected = extension.mH @ extension
     generator = torch.Generator().manual_seed(1)
     v = torch.randn(len(dense), border.size, border.channels + 2, generator=generator, dtype=dtype)
     tolerance = 20 * torch.finfo(dtype).eps * float(expected.abs().max())

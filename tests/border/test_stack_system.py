@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lsconv
-from lsconv.border.cost_model import Limits
+from lsconv.border.cost_model import Factorise, Limits
 from lsconv.border.factored_capacitance import FactoredCapacitance
 from lsconv.border.normal_inverse import DefiniteInverse, normal_inverse
 from lsconv.border.normal_problem import Request
@@ -16,7 +16,7 @@ from lsconv.border.penalty import common_grid_filters
 from lsconv.border.stacked_plan import StackedPlan
 
 F64 = torch.float64
-ITERATED = Limits(at_once=0, later=False, dense_unknowns=0)
+ITERATED = Limits(factorise=Factorise.NEVER, dense_unknowns=0)
 
 
 def _penalty(name: str, A: lsconv.Convolution) -> lsconv.LinearOperator:

@@ -13,6 +13,7 @@ an outer iteration; the certificate shows whether it was accurate enough.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -151,17 +152,19 @@ class _Pass:
 
     Attributes:
         after: the operators from f + u to the spectrum of the answer, in the order in which they are applied.
-        outputs: whether the data, and whether the answer, are outputs of A; else they are inputs.
+        data_on_outputs: the data are outputs of A; else inputs.
+        answer_on_outputs: the answer is one of outputs of A; else of inputs.
         before: the operator from the spectrum of the data to f; None: the identity.
-        rows: the components of the saddle operator that f has; None for a definite system.
-        over: the divisor of the answer; None: one.
+        components: the components of the saddle operator that f has; None for a definite system.
+        divisor: the divisor of the answer; None: one.
     """
 
     after: tuple[FrequencyMatrices, ...]
-    outputs: tuple[bool, bool]
+    data_on_outputs: bool
+    answer_on_outputs: bool
     before: FrequencyMatrices | None = None
-    rows: slice | None = None
-    over: Tensor | None = None
+    components: slice | None = None
+    divisor: Tensor | None = None
 
 
 class DirectInverse:
@@ -208,26 +211,23 @@ class DirectInverse:
         S, P, residual = self._S, self._P, side == "residual"
         # of the stacked rows, those of the penalty have data of zero
         adjoint = FrequencyMatrices(S.grid, S.matrices[..., : self.embedding.out_channels, :].mH.resolve_conj())
+        solution = functools.partial(_Pass, data_on_outputs=True, answer_on_outputs=False)
+        dual = functools.partial(_Pass, data_on_outputs=False, answer_on_outputs=True)
+        normal = functools.partial(_Pass, data_on_outputs=residual, answer_on_outputs=residual)
         if self.form == "saddle":
             first, second = slice(0, S.rows), slice(S.rows, None)
-            to_first, to_second = P.block(first, slice(None)), P.block(second, slice(None))
-            normal = _Pass((to_second,), (False, False), rows=second, over=self._root)
+            to_first, to_second = (P.block(rows, slice(None)) for rows in (first, second))
+            inverse = normal((to_second,), components=second, divisor=self._root)
             if penalty is not None:
-                return _Pass((to_second,), (True, False), before=adjoint, rows=second, over=self._root), None, normal
+                return solution((to_second,), before=adjoint, components=second, divisor=self._root), None, inverse
             if residual:
-                normal = _Pass((to_first,), (True, True), rows=first, over=-self._root)
-            dual = _Pass((to_first,), (False, True), rows=second)
-            return _Pass((to_second,), (True, False), rows=first), dual, normal
-        normal = _Pass((P,), (residual, residual))
+                inverse = normal((to_first,), components=first, divisor=-self._root)
+            return solution((to_second,), components=first), dual((to_first,), components=second), inverse
         if not residual:
-            return (
-                _Pass((P,), (True, False), before=adjoint),
-                None if penalty is not None else _Pass((P, S), (False, True)),
-                normal,
-            )
+            return solution((P,), before=adjoint), None if penalty is not None else dual((P, S)), normal((P,))
         fused = self._to_border is None
         after = (FrequencyMatrices(S.grid, product(S.matrices.mH, P.matrices)),) if fused else (P, adjoint)
-        return _Pass(after, (True, False)), _Pass((P,), (False, True), before=S), normal
+        return solution(after), dual((P,), before=S), normal((P,))
 
     # ------------------------------------------------------------------ use
 
@@ -262,16 +262,18 @@ class DirectInverse:
         inputs = math.prod(embedding.in_shape) // embedding.groups
         log_mu = 2 * self._root.flatten().log()
         residual = self.side == "residual"
+        # An unknown of A that has no cell on the grid contributes log mu, and a retained cell that is no unknown has
+        # contributed it too often.
         if self.form == "saddle":
             rows, columns = self._interior[: embedding.out_channels], self._interior[embedding.out_channels :]
             total = total - (sum(columns) - sum(rows)) / 2 * (log_mu if residual else -log_mu)
-            more = outputs - sum(rows) if residual else inputs - sum(columns)
+            extra_unknowns = outputs - sum(rows) if residual else inputs - sum(columns)
         else:
-            cells = math.prod(embedding.grid)
-            here = embedding.out_channels * cells if residual else embedding.in_channels * cells
-            distinct = sum(self._interior) if self._border is not None and self._to_border is None else here
-            more = (outputs if residual else inputs) - distinct
-        total = (total + more * log_mu if more else total).expand(embedding.blocks)
+            grid_cells = (embedding.out_channels if residual else embedding.in_channels) * math.prod(embedding.grid)
+            is_minor = self._border is not None and self._to_border is None
+            retained_cells = sum(self._interior) if is_minor else grid_cells
+            extra_unknowns = (outputs if residual else inputs) - retained_cells
+        total = (total + extra_unknowns * log_mu if extra_unknowns else total).expand(embedding.blocks)
         return total.reshape(*embedding.batch_shape, embedding.groups).sum(-1)
 
     def solve_from(
@@ -291,41 +293,43 @@ class DirectInverse:
             f"{self._S.matrices.device}"
         )
 
-    def _run(self, stages: _Pass, tensor: Tensor) -> Tensor:
+    def _run(self, steps: _Pass, tensor: Tensor) -> Tensor:
         """Run a pass on ``tensor``, outputs or inputs."""
         embedding, grid = self.embedding, self._grid
         batch, _ = embedding.split_batch(tuple(tensor.shape[: tensor.ndim - embedding.ndim - 1]))
-        t = embedding.outputs_to_grid(tensor) if stages.outputs[0] else embedding.inputs_to_grid(tensor)
+        to_grid = embedding.outputs_to_grid if steps.data_on_outputs else embedding.inputs_to_grid
+        t = to_grid(tensor)
         if self._border is not None:
             t = t.reshape(*t.shape[:3], *self._plane)
             t = t.mT if self._transposed else t
         parts = [grid.transform(part) for part in t.split(self._group_size(t))] if t.shape[0] else []
-        if stages.before is not None:
-            parts = [stages.before(part).contiguous() for part in parts]
+        if steps.before is not None:
+            parts = [steps.before(part).contiguous() for part in parts]
         if self._border is not None:
-            parts = self._with_border(parts, stages.rows)
-        for matrices in stages.after:
+            parts = self._with_border(parts, steps.components)
+        for matrices in steps.after:
             parts = [matrices(part) for part in parts]
-        nothing = t.new_empty(0, t.shape[1], stages.after[-1].rows, *grid.sizes)
+        nothing = t.new_empty(0, t.shape[1], steps.after[-1].rows, *grid.sizes)
         z = torch.cat([nothing, *map(grid.inverse, parts)]) if len(parts) != 1 else grid.inverse(parts[0])
-        if stages.over is not None:
-            z = z.div_(stages.over)
+        if steps.divisor is not None:
+            z = z.div_(steps.divisor)
         z = (z.mT if self._transposed else z).reshape(*z.shape[:3], *embedding.grid)
-        return embedding.outputs_from_grid(z, batch) if stages.outputs[1] else embedding.inputs_from_grid(z, batch)
+        from_grid = embedding.outputs_from_grid if steps.answer_on_outputs else embedding.inputs_from_grid
+        return from_grid(z, batch)
 
-    def _with_border(self, f: list[Tensor], rows: slice | None) -> list[Tensor]:
+    def _with_border(self, f: list[Tensor], components: slice | None) -> list[Tensor]:
         """Add the border's unknowns u to the spectra f, and return f + u.
 
         Args:
             f: spectra, one for each group of right-hand sides; overwritten.
-            rows: the components of the saddle operator that f has; None for a definite system.
+            components: those of the saddle operator that f has; None for a definite system.
         """
         assert self._border is not None
-        if rows is not None:
-            columns = self._P.block(slice(None), rows)
+        if components is not None:
+            columns = self._P.block(slice(None), components)
             u = [part.new_zeros(*part.shape[:2], columns.rows, *part.shape[3:]) for part in f]
             for part, spectrum in zip(f, u, strict=True):
-                spectrum[:, :, rows] = part
+                spectrum[:, :, components] = part
             self._border.eliminate(u, map(columns, f), woodbury=False)
             return u
         if self._to_border is None:

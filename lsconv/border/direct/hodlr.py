@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.direct.crossed_border import CrossedBorder
-from lsconv.border.direct.even_odd_basis import ReversalBasis
+from lsconv.border.direct.even_odd_basis import ReversalBasis, at_distances
 from lsconv.fourier.batched_linalg import LEAST_FACTORED
 
 __all__ = ["HodlrInverse", "HodlrSchur"]
@@ -149,20 +149,20 @@ def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def _node_inverse_root(x: Tensor, waves: Tensor, rho: Tensor) -> Tensor:
+def _node_inverse_root(x: Tensor, vectors: Tensor, rho: Tensor) -> Tensor:
     """Multiply the rows of x, node by node, with the inverse root of ``[[I, K], [K^H, I]]``.
 
     Args:
         x: ``(blocks, nodes, rhs, cells)``.
-        waves: the singular vectors of K of every half, ``(blocks, halves, rank, half)``.
+        vectors: the singular vectors of K of every half, ``(blocks, halves, rank, half)``.
         rho: its singular values.
     """
-    shape, (_, halves, _, half) = x.shape, waves.shape
+    shape, (_, halves, _, half) = x.shape, vectors.shape
     x = x.unflatten(-1, (-1, half)).transpose(2, 3).flatten(1, 2)
-    t = (x @ waves.mT).unflatten(1, (halves // 2, 2))
+    t = (x @ vectors.mT).unflatten(1, (halves // 2, 2))
     plus, minus = (1 + rho).rsqrt(), (1 - rho).rsqrt()
     t = ((plus + minus) / 2 - 1) * t + (plus - minus) / 2 * t.flip(2)
-    x = x + t.flatten(1, 2) @ waves
+    x = x + t.flatten(1, 2) @ vectors
     return x.unflatten(1, (shape[1], -1)).transpose(2, 3).reshape(shape)
 
 
@@ -222,40 +222,41 @@ class HodlrSchur:
         Returns:
             ``(blocks * signs, size, size)``.
         """
-        e, signs, width, half = self._entries, self._basis.signs.tolist(), self._width, (self._height + 1) // 2
+        entries, signs, width, half = self._entries, self._basis.signs.tolist(), self._width, (self._height + 1) // 2
         (top, bottom), (left, right) = (
             (min(start // self._columns, half), min((start + size) // self._columns, half)) for start in (first, second)
         )
-        matrix = e.new_zeros(
-            e.shape[0], len(signs), size // self._columns, self._columns, size // self._columns, self._columns
+        matrix = entries.new_zeros(
+            len(entries), len(signs), size // self._columns, self._columns, size // self._columns, self._columns
         )
-        rows, others = slice(top, bottom), torch.arange(self._columns, device=e.device)
+        rows, others = slice(top, bottom), torch.arange(self._columns, device=entries.device)
         columns, mirrored = slice(left, right), slice(self._height - right, self._height - left)
-        direct, image = e[:, :, rows, columns], e[:, :, rows, mirrored].flip(-1)
+        direct, image = entries[:, :, rows, columns], entries[:, :, rows, mirrored].flip(-1)
         if self._even:
             sums = [torch.add(direct, image, alpha=sign) for sign in (1.0, -1.0)]
         else:
-            back, back_image = e[:, :, columns, rows].mT, e[:, :, mirrored, rows].mT.flip(-1)
+            back, back_image = entries[:, :, columns, rows].mT, entries[:, :, mirrored, rows].mT.flip(-1)
         for i in range(self._columns):
             into = matrix[:, :, : bottom - top, i, : right - left]
+            distances, image_distances = i - others, i + others + 1 - width
+            # s[1] is the sign of the reversal of the columns, s[2] that of the rows; s[1] is that of both at once where
+            # S is not even
             if self._even:
-                near, far = ([part[:, d.abs()] for part in sums] for d in (i - others, i + others + 1 - width))
-                by_sign = [torch.add(near[s[2] < 0], far[s[2] < 0], alpha=s[1]) for s in signs]
+                same, mirrored_part = ([part[:, d.abs()] for part in sums] for d in (distances, image_distances))
+                by_sign = [torch.add(same[s[2] < 0], mirrored_part[s[2] < 0], alpha=s[1]) for s in signs]
             else:
-                near_, far_ = (
-                    _concatenated_by_distance(direct, back, i - others),
-                    _concatenated_by_distance(image, back_image, i + others + 1 - width),
-                )
-                by_sign = [torch.add(near_, far_, alpha=s[1]) for s in signs]
+                same_cells = at_distances(direct, distances, back)
+                images = at_distances(image, image_distances, back_image)
+                by_sign = [torch.add(same_cells, images, alpha=s[1]) for s in signs]
             for number, part in enumerate(by_sign):
                 into[:, number] = part.permute(0, 2, 3, 1)
-        matrix = matrix.view(e.shape[0], len(signs), size, size)
+        matrix = matrix.view(len(entries), len(signs), size, size)
         absent = torch.nn.functional.pad(self._basis.absent, (0, max(first, second) + size), value=True)
-        on, across = absent[:, first : first + size], absent[:, second : second + size]
-        if bool(on.any()) or bool(across.any()):
-            matrix *= ~on[:, :, None] & ~across[:, None]
+        absent_rows, absent_columns = absent[:, first : first + size], absent[:, second : second + size]
+        if bool(absent_rows.any()) or bool(absent_columns.any()):
+            matrix *= ~absent_rows[:, :, None] & ~absent_columns[:, None]
         if first == second:
-            matrix.diagonal(dim1=-2, dim2=-1).add_(on)
+            matrix.diagonal(dim1=-2, dim2=-1).add_(absent_rows)
         return matrix.flatten(0, 1)
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -271,10 +272,3 @@ class HodlrSchur:
     def nbytes(self) -> int:
         """Bytes of the factors."""
         return self._inverse.nbytes
-
-
-def _concatenated_by_distance(ahead: Tensor, back: Tensor, distances: Tensor) -> Tensor:
-    """Pick the entries at rising or falling distances: ``ahead`` at those from zero on, ``back`` at negative ones."""
-    positive = distances >= 0
-    pieces = [back[:, -distances[~positive]], ahead[:, distances[positive]]]
-    return torch.cat(pieces[::-1] if bool(positive[0]) else pieces, 1)

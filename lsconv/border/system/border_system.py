@@ -32,13 +32,12 @@ import torch
 from torch import Tensor
 
 from lsconv.border.border_set import Border, BorderEntries, gathered
-from lsconv.border.cost_model import CostModel, FactorCost, Limits
+from lsconv.border.cost_model import CostModel, Limits
 from lsconv.border.factored_capacitance import FactoredCapacitance
 from lsconv.border.stack_system import StackRows
 from lsconv.border.system.border_krylov import RESTART, Allowance, Recycling, border_cg, border_gmres
 from lsconv.fourier.batched_linalg import DenseInverse, inverse_of_hermitian
 from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
-from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["BorderProblem", "BorderSystem", "Schwarz", "Subdomain", "SubdomainSum"]
 
@@ -52,8 +51,7 @@ class BorderProblem:
         border: the cells to which it is restricted.
         model: the cost model, with the number of blocks and whether Q is positive definite on the border.
         restricted: every cell takes its correction from one subdomain; False: additive.
-        limits: on the preconditioner and on factors.
-        whole_border: precondition by the inverse on the whole border, whatever its size.
+        limits: on the preconditioner, and the bytes that the recycled subspace may take.
         stack: the rows of a stack of which Q is the capacitance by factors.
     """
 
@@ -62,7 +60,6 @@ class BorderProblem:
     model: CostModel
     restricted: bool = False
     limits: Limits = field(default_factory=Limits)
-    whole_border: bool = False
     stack: StackRows | None = None
 
     def product(self, u: Tensor) -> Tensor:
@@ -154,8 +151,8 @@ class Schwarz:
         entries = border.size**2 * Q.blocks
         small = border.size <= limits.dense_unknowns and entries <= 8 * limits.dense_unknowns**2
         border_entries = border.entries(Q)
-        if problem.whole_border or small:
-            self.full_inverse = DenseInverse(border_entries.dense(border), definite=problem.model.definite)
+        if small:
+            self.full_inverse = DenseInverse(border_entries.dense(), definite=problem.model.definite)
             return
         numbering = border.numbering()
         used = [a for a, positions in enumerate(border.on_axis) if positions.any()]
@@ -239,57 +236,38 @@ class BorderSystem:
 
     Args:
         problem: the operator, its border, and how it is preconditioned.
-        cost: the cost of factors of the whole border, per block; None: iterate at any cost.
-
-    Attributes:
-        budget_used_up: the iterations have cost as much as the factors would, and these fit in memory.
     """
 
-    def __init__(self, problem: BorderProblem, cost: FactorCost | None) -> None:
-        self.problem, self.budget_used_up, self._cost = problem, False, cost
-        self.schwarz = Schwarz(problem)
+    def __init__(self, problem: BorderProblem) -> None:
+        self.problem, self.schwarz = problem, Schwarz(problem)
         self._flexible = problem.restricted or not problem.model.definite  # solved by GMRES
         dtype, real = problem.Q.dtype, problem.Q.grid.real
         vectors = 2 * RESTART * problem.model.blocks * problem.border.size
         item = (dtype.to_real() if real else dtype.to_complex()).itemsize
         spare = problem.limits.spare_bytes
         self._recycling = Recycling(RESTART if spare is None or vectors * item <= spare else 0)
-        # the work that iterations may still cost before factors replace them
-        self._budget = math.inf
-        if cost is not None and problem.limits.later and self.schwarz.full_inverse is None:
-            self._budget = problem.model.factor_work(cost)
 
     def __call__(self, u: Tensor) -> Tensor:
         """The operator times border vectors ``(rhs, blocks, size)``."""
         return self.problem.product(u)
 
-    def solve(self, b: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Solve to a relative residual of ``tolerance``, from ``start``; return the unknowns and the iterations.
-
-        If :attr:`budget_used_up` is true afterwards, the unknowns are not converged.
-        """
-        if self._budget <= 0 and self._factors_fit():
-            return torch.zeros_like(b), torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
-        each = self.problem.model.iteration_work(b.shape[0])
-        allowance = None if self._budget == math.inf else Allowance(math.ceil(self._budget / each))
-        u, count = self._iterate(b, tolerance, max_iter, start, allowance)
-        taken = int(count.max())
-        if self._cost is not None:
-            self._budget -= max(0.0, taken * each - self.problem.model.read_work(self._cost))
-        if allowance is None or not allowance.exceeded or taken >= max_iter or self._factors_fit():
-            return u, count
-        u, further = self._iterate(b, tolerance, max_iter - taken, u)
-        return u, count + further
-
-    def _iterate(
+    def solve(
         self,
         b: Tensor,
         tolerance: Tensor | float,
         max_iter: int,
-        start: Tensor | None,
+        start: Tensor | None = None,
         allowance: Allowance | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Solve with ``b`` to a relative tolerance from ``start``, and return u and the iterations per item."""
+        """Solve to a relative residual, and return the unknowns and the iterations of every system.
+
+        Args:
+            b: right-hand sides, ``(rhs, blocks, size)``.
+            tolerance: the residual relative to b.
+            max_iter: limit on the iterations.
+            start: the unknowns to start from; None: zeros.
+            allowance: the iterations end, not converged, where it is exceeded; None: there is none.
+        """
         r = b if start is None else b - self(start)
         bound = tolerance * torch.linalg.vector_norm(b, dim=-1, keepdim=True)
         norm = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
@@ -302,15 +280,6 @@ class BorderSystem:
         else:
             u, count = border_cg(self, self.schwarz, r, relative, max_iter, check_every, allowance)
         return u if start is None else start + u, count
-
-    def _factors_fit(self) -> bool:
-        """Tell whether the factors of the whole border fit in memory; if not, iterate from now on."""
-        assert self._cost is not None
-        allowed = allowed_bytes(self.problem.limits.spare_bytes, self.problem.Q.device)
-        self.budget_used_up = self.problem.model.peak_bytes(self._cost) <= allowed
-        if not self.budget_used_up:
-            self._budget = math.inf
-        return self.budget_used_up
 
     @property
     def work_vectors(self) -> int:

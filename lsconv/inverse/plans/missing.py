@@ -23,7 +23,7 @@ from lsconv.border.border_set import largest_block
 from lsconv.border.missing_blocks import MissingBlocks
 from lsconv.border.normal_inverse import normal_inverse
 from lsconv.border.normal_problem import Request, least_shift
-from lsconv.border.outer_iteration import NormalEquations, iterated
+from lsconv.border.outer_iteration import NormalEquations, iterate_or_drop_factors
 from lsconv.border.penalty import Penalty, common_grid_filters
 from lsconv.errors import MethodError
 from lsconv.fourier.embedding import Embedding
@@ -309,16 +309,16 @@ class MissingBorderPlan(MissingPlan):
         terms, L = common_grid_filters(core, L), None if L is None else L.to(dtype=core.dtype)
         self.filled = Penalised(Mask(~lost, dtype=core.dtype) @ core, self.damp, L)
         self.scaled, self.scaled_damp = self.filled.stack, self.filled.shift
-        self.unit, self.read, self.factor_dtype = torch.ones_like(self.damp), None, core.weight.real.dtype
+        self.unit, self.observed_inputs, self.factor_dtype = torch.ones_like(self.damp), None, core.weight.real.dtype
         floor = least_shift(self.factor_dtype, damped=True)
         self.inverse = normal_inverse(Request.of(core, self.damp, terms, floor=floor, missing=lost))
         if L is None:
-            self.read = self.inverse.embedding.observed_inputs()
+            self.observed_inputs = self.inverse.embedding.observed_inputs()
 
     def _filled_in(self, y: Tensor, tolerances: Tolerances, max_iter: int | None) -> tuple[Tensor, Tensor, Tensor]:
         tolerances = Tolerances.of(self.core.dtype, tolerances.rtol, tolerances.atol)
         data = self.filled.data(self.measured.data(y) * self._ratio.reshape(()))
-        outer = iterated(lambda: NormalEquations(self, y=data, tolerances=tolerances, max_iter=max_iter))
+        outer = iterate_or_drop_factors(lambda: NormalEquations(self, y=data, tolerances=tolerances, max_iter=max_iter))
         return outer.x, outer.iterations, torch.full_like(outer.tolerance_ratio > 1, self.inverse.side != "residual")
 
     def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
@@ -328,7 +328,7 @@ class MissingBorderPlan(MissingPlan):
             apply = lambda data, rtol: self._filled_in(data, Tolerances.of(self.core.dtype, rtol, 0.0), None)[0]
             return normal_by_apply(self.precise, self.damp, apply, g64, rtol=rtol, extra_digits=1.0)
         tolerances = Tolerances.of(self.core.dtype, rtol, 0.0)
-        return iterated(lambda: NormalEquations(self, v=g64, tolerances=tolerances)).x
+        return iterate_or_drop_factors(lambda: NormalEquations(self, v=g64, tolerances=tolerances)).x
 
     def __repr__(self) -> str:
         percentage = 100 * float(self.missing.double().mean())

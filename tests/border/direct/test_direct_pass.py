@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.border.cost_model import Limits
+from lsconv.border.cost_model import Factorise, Limits
 from lsconv.border.direct import schur_complement
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_inverse import BorderInverse, normal_inverse
@@ -20,7 +20,7 @@ from lsconv.border.stacked_plan import StackedPlan
 from lsconv.krylov.loop.solution import Status
 
 F64 = torch.float64
-AT_ONCE = Limits(at_once=math.inf)
+AT_ONCE = Limits(factorise=Factorise.AT_ONCE)
 
 
 def direct_of(A: lsconv.Convolution, damp: Tensor) -> DirectInverse:

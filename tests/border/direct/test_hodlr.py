@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.border.cost_model import Limits
+from lsconv.border.cost_model import Factorise, Limits
 from lsconv.border.direct.crossed_border import crossed_border, is_even
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.direct.hodlr import HodlrInverse, HodlrSchur
@@ -43,7 +43,7 @@ def test_matrices_whose_halves_see_each_other_by_few_waves_are_inverted() -> Non
     assert torch.allclose(inverse.logdet, torch.linalg.slogdet(matrices)[1], rtol=1e-10)
 
 
-def test_matrices_of_full_rank_are_told() -> None:
+def test_matrices_of_full_rank_are_recognised() -> None:
     noise = torch.randn(1, 240, 240, dtype=F64, generator=torch.Generator().manual_seed(0))
     assert not hierarchical(noise @ noise.mT + torch.eye(240), 24).low_rank
 
@@ -107,7 +107,7 @@ def test_a_kept_plan_of_a_large_image_is_certified_after_one_pass(dtype: torch.d
     solution = plan.solve(y)
     assert bool(solution.converged.all())
     assert int(solution.iterations.max()) == 0
-    iterated = BorderPlan(A, damp, limits=Limits(at_once=0, later=False)).solve(y)
+    iterated = BorderPlan(A, damp, limits=Limits(factorise=Factorise.NEVER)).solve(y)
     assert torch.dist(solution.x, iterated.x) < (1e-7 if dtype == F64 else 1e-3) * iterated.x.norm()
 
 
@@ -117,7 +117,7 @@ def test_large_ranks_leave_it_to_dense_factors_where_they_fit_and_to_the_iterati
     weight = torch.rand(1, 1, 9, 9, dtype=F64, generator=torch.Generator().manual_seed(0))
     A = lsconv.Conv2d(weight, (530, 524))
     damp = 1e-2 * float(A.weight.sum())
-    plan = BorderPlan(A, damp, limits=Limits(at_once=0, spare_bytes=spare))
+    plan = BorderPlan(A, damp, limits=Limits(factorise=Factorise.AFTER_ITERATIONS, spare_bytes=spare))
     plan.inverse.factorise()
     direct = plan.inverse.direct
     assert (direct is None) == (spare is not None)

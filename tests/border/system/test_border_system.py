@@ -11,7 +11,7 @@ from torch import Tensor
 
 import lsconv
 from lsconv.border.border_set import Border
-from lsconv.border.cost_model import CostModel, Limits
+from lsconv.border.cost_model import CostModel, Factorise, Limits
 from lsconv.border.normal_inverse import BorderInverse, normal_inverse
 from lsconv.border.normal_problem import Request
 from lsconv.border.penalty import common_grid_filters
@@ -22,7 +22,7 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 
 F64 = torch.float64
-WITHOUT_DENSE = Limits(at_once=0, later=False, dense_unknowns=0)
+WITHOUT_DENSE = Limits(factorise=Factorise.NEVER, dense_unknowns=0)
 
 
 CASES = {
@@ -96,7 +96,7 @@ def test_corners_save_iterations(channels: tuple[int, int], padding: int, damp: 
     assert with_corners < strips_only
 
 
-def test_one_axis_needs_no_iteration_worth_the_name() -> None:
+def test_a_border_along_one_axis_takes_at_most_two_iterations() -> None:
     A = lsconv.Conv1d(torch.randn(3, 4, 9, dtype=torch.float64), 300)
     assert Embedding(A).axes[0].border_out
     assert _iterations(A, 0.0, True) <= 2
@@ -183,7 +183,7 @@ def test_the_border_matrix_is_the_dense_operator_between_border_cells(channels: 
     )
 
 
-ITERATED = Limits(at_once=0, later=False)
+ITERATED = Limits(factorise=Factorise.NEVER)
 
 
 @pytest.mark.parametrize("rtol", [1e-6, 1e-9])
