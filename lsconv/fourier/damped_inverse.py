@@ -144,6 +144,7 @@ def _steps(condition: float, dtype: torch.dtype) -> int | None:
 
 
 def _grid(A: Convolution, embedding: Embedding) -> Grid:
+    """The grid of the embedding with the frequencies of A's symbol, half of them where A is real."""
     return Grid(embedding.grid, real=not A.is_complex)
 
 

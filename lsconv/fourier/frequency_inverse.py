@@ -164,13 +164,13 @@ def invert(
         inverse, needs_svd, matrices = _eliminate(matrices, mu, 2 * rcond * norm_bound, unstable, rtol)
         mu, norm_bound = mu[needs_svd], norm_bound[needs_svd]
     if len(matrices):
-        at = remaining[needs_svd]
-        inverse[needs_svd], rank[at], undecided[at] = _decompose(
+        decided = remaining[needs_svd]
+        inverse[needs_svd], rank[decided], undecided[decided] = _decompose(
             matrices,
             mu,
             rcond,
-            (per_matrix(norm_from_below)[at], norm_bound),
-            lambda: per_matrix(singular_values_by_frequency(symbol().matrices))[at],
+            (per_matrix(norm_from_below)[decided], norm_bound),
+            lambda: per_matrix(singular_values_by_frequency(symbol().matrices))[decided],
         )
     weights = S.grid.weights(rank.device, rank.dtype).flatten()
     return FrequencyInverse(
@@ -230,8 +230,8 @@ def _lu_factors(S: Tensor, norms: Tensor, least: Tensor) -> _Factors:
         regular = 0.01 / lengths.amax(-1) > least[part]
         residual = torch.linalg.vector_norm((matrices @ found).sub_(probes), dim=-2)
         accurate = (residual <= rounding * norms[part].unsqueeze(-1) * lengths).all(-1)
-        at = (~(regular & accurate)).nonzero().flatten()
-        rejected.append((at + part.start, matrices[at], ~accurate[at]))
+        rejected_here = (~(regular & accurate)).nonzero().flatten()
+        rejected.append((rejected_here + part.start, matrices[rejected_here], ~accurate[rejected_here]))
     return _Factors(factors, pivots, *map(torch.cat, zip(*rejected, strict=True)))
 
 
@@ -254,8 +254,8 @@ def _eliminate(S: Tensor, mu: Tensor, least: Tensor, unstable: Tensor, rtol: flo
         found, amplification = _inverse_by_elimination(S[part], mu[part])
         smallest = 1 / frobenius(found)  # a lower bound of the smallest singular value
         accepted = (amplification * eps <= rtol) & ((mu[part] > 0) | (smallest > least[part])) & ~unstable[part]
-        at = (~accepted).nonzero().flatten()
-        rejected.append((at + part.start, S[part][at]))
+        rejected_here = (~accepted).nonzero().flatten()
+        rejected.append((rejected_here + part.start, S[part][rejected_here]))
         inverse[part] = found
     indices, matrices = map(torch.cat, zip(*rejected, strict=True))
     return inverse, indices, matrices
