@@ -33,12 +33,12 @@ from torch import Tensor
 from lsconv.border.border_set import Border, between_borders
 from lsconv.errors import ArgumentError, MethodError, PlanMemoryError
 from lsconv.fourier.batched_linalg import lu_factor
-from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 from lsconv.fourier.symbol import symbol
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import real_dtype
 
 __all__ = ["EXACT_UNKNOWNS", "ExactInfluence", "Influence"]
 

@@ -49,12 +49,12 @@ class Reduction:
         if bool((weight != 0).all()):
             return None
         sides = [_margins(weight, a) for a in range(-A.ndim, 0)]
-        free = MODES[A.padding_mode].zero or not any(map(any, A.padding))
+        may_crop = MODES[A.padding_mode].zero or not any(map(any, A.padding))
         padding, inputs = [], []
         for a, (before, after) in enumerate(sides):
             left, right = A.padding[a]
             dilation = A.dilation[a]
-            if not free:  # only what shortens the padding: a crop would move the border that it copies from
+            if not may_crop:  # only what shortens the padding: a crop would move the border that it copies from
                 before, after = min(before, left // dilation), min(after, right // dilation)
             sides[a] = (before, after)
             left, right = left - dilation * before, right - dilation * after

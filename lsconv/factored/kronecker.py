@@ -59,20 +59,20 @@ class Factors:
         if A.groups > 1 and bool((kernel == kernel[:, :1]).all()):
             kernel = kernel[:, :1]
         axes: list[Tensor] = []
-        scale = kernel
+        channels = kernel  # summed over one axis after the other
         for a in range(4, kernel.ndim):
             unfolded = kernel.movedim(a, 2).flatten(3)
             if not _rank_one(unfolded, tolerance):
                 return None
-            u = _leading(unfolded)
+            u = _leading_vectors(unfolded)
             axes.append(u)
-            scale = torch.einsum("kgoit...,kgt->kgoi...", scale, u.conj())
-        product = over_items(scale, len(axes))
+            channels = torch.einsum("kgoit...,kgt->kgoi...", channels, u.conj())
+        product = over_items(channels, len(axes))
         for a, u in enumerate(axes, start=4):
             product = product * u.reshape(*u.shape[:2], *(u.shape[2] if b == a else 1 for b in range(2, kernel.ndim)))
         error, size = _norm_bound(kernel - product), _norm_bound(kernel)
         rounding = ROUNDING * torch.finfo(kernel.dtype).eps
-        return cls(scale, tuple(axes), torch.where(error <= rounding * size, 0.0, error))
+        return cls(channels, tuple(axes), torch.where(error <= rounding * size, 0.0, error))
 
 
 @torch.no_grad()
@@ -114,7 +114,7 @@ def along_axes(factors: list[Tensor], z: Tensor) -> Tensor:
     batch = z.shape[: z.ndim - len(factors)]
     z = z.reshape(-1, 1, groups, z.shape[len(batch)] // groups, *z.shape[len(batch) + 1 :])
     for axis, factor in enumerate(factors, start=3):
-        z = _along(z, factor, axis)
+        z = _apply_along(z, factor, axis)
     return z.reshape(*batch, groups * z.shape[3], *z.shape[4:])
 
 
@@ -225,38 +225,38 @@ class SeparablePlan(RefinedPlan):
 
     def _near_normal(self, g: Tensor) -> Tensor:
         """Solve the normal equations of the separable kernel, without refinement."""
-        through = functools.partial(self._map, g, self.A.in_shape, self._right, self._right, self.A.in_shape)
+        filtered = functools.partial(self._map, g, self.A.in_shape, self._right, self._right, self.A.in_shape)
         damped = self.damp > 0
         if all(V is None or V.shape[-1] == V.shape[-2] for V in self._right) or not bool(damped.any()):
-            return through(power=0)
+            return filtered(power=0)
         # On the null space of A the inverse is 1 / mu: (A^H A + mu)^-1 = (1 - A^H A (A^H A + mu)^-1) / mu.
-        undamped = 0.0 if bool(damped.all()) else through(power=0)
+        undamped = 0.0 if bool(damped.all()) else filtered(power=0)
         mu = over_items(self.damp.square(), len(self.A.in_shape))
-        return torch.where(mu > 0, (g - through(power=2)) / torch.where(mu > 0, mu, 1.0), undamped)
+        return torch.where(mu > 0, (g - filtered(power=2)) / torch.where(mu > 0, mu, 1.0), undamped)
 
     def _map(
         self,
         z: Tensor,
-        item: tuple[int, ...],
-        into: list[Tensor | None],
-        out_of: list[Tensor | None],
-        result: tuple[int, ...],
+        item_from: tuple[int, ...],
+        basis_from: list[Tensor | None],
+        basis_to: list[Tensor | None],
+        item_to: tuple[int, ...],
         power: int = 1,
     ) -> Tensor:
-        """``out_of f(values) into^H z``, f being that of :func:`inverse_values`."""
+        """``basis_to f(values) basis_from^H z``, f being :func:`inverse_values`."""
         A = self.A
-        full = broadcast_shapes(z.shape[: z.ndim - len(item)], self.damp.shape)
-        z, batch = in_blocks(z.expand(*full, *item), len(item), A.batch_shape)
-        z = z.reshape(-1, self._kernels, A.groups, item[0] // A.groups, *item[1:])
-        for a, factor in enumerate(into, start=3):
-            z = z if factor is None else _along(z, factor.mH, a)
+        full = broadcast_shapes(z.shape[: z.ndim - len(item_from)], self.damp.shape)
+        z, batch = in_blocks(z.expand(*full, *item_from), len(item_from), A.batch_shape)
+        z = z.reshape(-1, self._kernels, A.groups, item_from[0] // A.groups, *item_from[1:])
+        for a, factor in enumerate(basis_from, start=3):
+            z = z if factor is None else _apply_along(z, factor.mH, a)
         mu, _ = in_blocks(self.damp.square().expand(batch).unsqueeze(-1), 1, A.batch_shape)
         mu = mu.reshape(-1, self._kernels, *(1 for _ in range(z.ndim - 2)))
         mu = mu[:1] if self.damp.ndim == 0 else mu
         z = z * inverse_values(self._values, self._kept, mu, power)
-        for a, factor in enumerate(out_of, start=3):
-            z = z if factor is None else _along(z, factor, a)
-        return in_items(z, batch, result, A.batch_shape)
+        for a, factor in enumerate(basis_to, start=3):
+            z = z if factor is None else _apply_along(z, factor, a)
+        return in_items(z, batch, item_to, A.batch_shape)
 
 
 def _rank_one(unfolded: Tensor, tolerance: float) -> bool:
@@ -272,7 +272,7 @@ def _rank_one(unfolded: Tensor, tolerance: float) -> bool:
     return bool((values[..., 1] <= tolerance * values[..., 0]).all())
 
 
-def _leading(unfolded: Tensor) -> Tensor:
+def _leading_vectors(unfolded: Tensor) -> Tensor:
     """The leading left singular vectors of matrices that are close to rank one."""
     if unfolded.shape[-2] == 1:
         return torch.ones_like(unfolded[..., 0])
@@ -334,7 +334,7 @@ def _is_identity(A: Convolution, a: int) -> bool:
     return A.kernel_size[a] == 1 and A.stride[a] == 1 and not any(A.padding[a])
 
 
-def _along(z: Tensor, matrix: Tensor, axis: int) -> Tensor:
+def _apply_along(z: Tensor, matrix: Tensor, axis: int) -> Tensor:
     """Apply matrices ``(kernels, groups, r, n)`` along one axis of ``(items, kernels, groups, ...)``."""
     before, after = math.prod(z.shape[3:axis]), math.prod(z.shape[axis + 1 :])
     flat = z.reshape(*z.shape[:3], before, z.shape[axis], after)

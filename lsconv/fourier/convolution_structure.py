@@ -11,7 +11,7 @@ mean square. The same factorisation of :math:`A^H` gives the approximation of :m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -68,9 +68,9 @@ class Chain:
         weight: the mean square of all other factors, a real tensor that broadcasts with the batch dimensions.
     """
 
-    windows: list[Factor] = field(default_factory=list)
-    core: Factor | None = None
-    weight: Tensor | None = None
+    windows: list[Factor]
+    core: Factor
+    weight: Tensor
 
 
 def factor_chain(A: LinearOperator, adjoint: bool) -> Chain:
@@ -87,10 +87,10 @@ def factor_chain(A: LinearOperator, adjoint: bool) -> Chain:
         raise MethodError(f"CirculantPreconditioner: there is no convolution in {A!r}; {SUPPORTED}")
     core = cores[0]
     for factor in factors[:core]:
-        good = isinstance(factor.operator, (Crop, Mask, Diagonal, Identity))
+        is_window = isinstance(factor.operator, (Crop, Mask, Diagonal, Identity))
         if isinstance(factor.operator, Pad):
-            good = factor.adjoint or MODES[factor.operator.mode].zero
-        if not good:
+            is_window = factor.adjoint or MODES[factor.operator.mode].zero
+        if not is_window:
             raise MethodError(
                 f"CirculantPreconditioner: {factor.operator!r} stands between the convolution and the side that is "
                 f"preconditioned; {SUPPORTED}"
@@ -102,7 +102,7 @@ def factor_chain(A: LinearOperator, adjoint: bool) -> Chain:
 
 def _factors(A: LinearOperator, adjoint: bool) -> tuple[list[Factor], Tensor]:
     """The factors of a product, the outermost first, and the square of the scalars in it."""
-    one = torch.ones((), dtype=torch.float64, device=A.device)
+    weight = torch.ones((), dtype=torch.float64, device=A.device)
     if isinstance(A, Adjoint):
         return _factors(A.operator, not adjoint)
     if isinstance(A, Scaled):
@@ -111,9 +111,9 @@ def _factors(A: LinearOperator, adjoint: bool) -> tuple[list[Factor], Tensor]:
     if isinstance(A, Product):
         parts = [_factors(part, adjoint) for part in (reversed(A.operators) if adjoint else A.operators)]
         for _, part_weight in parts:
-            one = one * part_weight
-        return [factor for factors, _ in parts for factor in factors], one
-    return [Factor(A, adjoint)], one
+            weight = weight * part_weight
+        return [factor for factors, _ in parts for factor in factors], weight
+    return [Factor(A, adjoint)], weight
 
 
 def _mean_square(operator: LinearOperator) -> Tensor | float:
@@ -121,8 +121,8 @@ def _mean_square(operator: LinearOperator) -> Tensor | float:
     if isinstance(operator, (Crop, Identity, Pad)):
         return 1.0
     if isinstance(operator, (Mask, Diagonal)):
-        size = operator.mask.double() if isinstance(operator, Mask) else operator.diagonal.detach().abs().double()
-        return size.square().mean(tuple(range(-len(operator.in_shape), 0)))
+        entries = operator.mask.double() if isinstance(operator, Mask) else operator.diagonal.detach().abs().double()
+        return entries.square().mean(tuple(range(-len(operator.in_shape), 0)))
     raise MethodError(
         f"CirculantPreconditioner: {operator!r} stands on the other side of the convolution, and only the mean square "
         f"of a Crop, Mask, Diagonal or Pad is accounted for there; {SUPPORTED}"
@@ -170,8 +170,6 @@ def gram_approximation(chain: Chain, batch_shape: tuple[int, ...]) -> tuple[Freq
 def _terms(chain: Chain) -> list[tuple[Factor, Tensor]]:
     """Operators, with weights, whose Gram operators add up to that of the core: the parts of a stack, or itself."""
     core, weight = chain.core, chain.weight
-    assert core is not None
-    assert weight is not None
     if not isinstance(core.operator, (VStack, HStack)):
         return [(core, weight)]
     if isinstance(core.operator, VStack) != core.adjoint:
@@ -180,8 +178,6 @@ def _terms(chain: Chain) -> list[tuple[Factor, Tensor]]:
     terms = []
     for operator in core.operator.operators:
         part = factor_chain(operator, core.adjoint)
-        assert part.core is not None
-        assert part.weight is not None
         if part.windows or isinstance(part.core.operator, (VStack, HStack)):
             raise MethodError(
                 f"CirculantPreconditioner: {operator!r} in a stack has no convolution facing the side that is "
@@ -227,7 +223,7 @@ def _channelwise(A: LinearOperator, embedding: Embedding, adjoint: bool, real: b
     periodic = Convolution(weight, fine, embedding.stride,
                            tuple((0, k - 1) for k in size), padding_mode="circular")  # fmt: skip
     S = symbol(periodic).matrices
-    one = S.mH @ S
+    of_one_channel = S.mH @ S
     eye = torch.eye(channels // len(embedding.phases), dtype=dtype, device=A.device)
-    per_channel: Tensor = torch.einsum("ij,...kl->...ikjl", eye, one)
+    per_channel: Tensor = torch.einsum("ij,...kl->...ikjl", eye, of_one_channel)
     return per_channel.flatten(-4, -3).flatten(-2, -1)

@@ -44,7 +44,7 @@ class DampedInverse:
     Attributes:
         steps: the steps of refinement that an answer takes; None where they would be many, and nothing is solved.
         norm: a lower bound of the largest singular value of each block.
-        largest: the largest Frobenius norm of the symbol of each block.
+        largest_norm: the largest Frobenius norm of the symbol of each block.
     """
 
     def __init__(self, A: Convolution, embedding: Embedding, damp: Tensor, dtype: torch.dtype) -> None:
@@ -59,7 +59,7 @@ class DampedInverse:
             matrices = repeat_for_items(matrices, embedding.blocks)
         flat = matrices.flatten(1, -3)
         squares, mu = flat.diagonal(dim1=-2, dim2=-1).real.sum(-1), embedding.per_block(self._mu)
-        self.largest = squares.amax(1).clamp_min(0).sqrt()
+        self.largest_norm = squares.amax(1).clamp_min(0).sqrt()
         self.norm = torch.linalg.eigvalsh(largest_matrices(flat, squares)).amax((1, 2)).clamp_min(0).sqrt()
         self.steps = _steps(1 + float((squares.amax(1) / mu).amax()), dtype)
         if self.steps is None:
@@ -128,21 +128,23 @@ class DampedInverse:
 def _steps(condition: float, dtype: torch.dtype) -> int | None:
     """The steps of refinement that answers in ``dtype`` need; None where they would be many.
 
-    The gradient is judged by the norms of residual and damped solution, which together are at least ``||y||`` over the
-    root of the condition. No method for least squares does better than to amplify rounding by that root.
+    Factors and steps each leave ``contraction`` of the error. What may be left is the rounding of the answer, which for
+    every method is amplified by the root of the condition, and a gradient within the tolerance. That is relative to the
+    norms of residual and damped solution, which together are at least ``||y||`` over that root.
 
     Args:
         condition: that of the normal equations.
     """
     eps = torch.finfo(torch.float64).eps
-    gain, root = ROUNDING * eps * condition, math.sqrt(condition)
-    wanted = min(max(torch.finfo(dtype).eps, eps * root), direct_rtol(dtype) / root)
-    if not gain**5 <= eps:  # where more than four steps would not reach all digits, singular values cost no more
+    contraction, root = ROUNDING * eps * condition, math.sqrt(condition)
+    tolerance = min(max(torch.finfo(dtype).eps, eps * root), direct_rtol(dtype) / root)
+    if not contraction**5 <= eps:  # more than four steps cost no less than singular values
         return None
-    return max(0, math.ceil(math.log(wanted) / math.log(gain)) - 1)
+    return max(0, math.ceil(math.log(tolerance) / math.log(contraction)) - 1)
 
 
 def _grid(A: Convolution, embedding: Embedding) -> Grid:
+    """The grid of the embedding with the frequencies of A's symbol, half of them where A is real."""
     return Grid(embedding.grid, real=not A.is_complex)
 
 

@@ -83,14 +83,14 @@ class FrequencyInverse:
         rank: the number of singular values above the threshold, per item; all of them where there is damping.
         undecided: the items with a singular value that equals the threshold up to rounding.
         norm: a lower bound of the largest singular value of each block; exact where the matrices are rows or columns.
-        largest: the largest Frobenius norm of each block.
+        largest_norm: the largest Frobenius norm of each block.
     """
 
     inverse: FrequencyMatrices | FactoredInverse
     rank: Tensor
     undecided: Tensor
     norm: Tensor
-    largest: Tensor
+    largest_norm: Tensor
 
 
 def singular_values_by_frequency(matrices: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def invert(
     """
     S = symbol()
     norms = frobenius(S.matrices).flatten(1)
-    largest, norm_from_below = norms.amax(1), symbol_norm_from_below(S, norms)
+    largest_norm, norm_from_below = norms.amax(1), symbol_norm_from_below(S, norms)
     per_item = norms.numel() // items
 
     def per_matrix(per_block: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ def invert(
         return per_block.reshape(items, -1).amax(1).repeat_interleave(per_item)
 
     matrices, mu = S.matrices.reshape(-1, S.rows, S.columns), mu.repeat_interleave(norms.shape[1])
-    norm_bound = per_matrix(largest)
+    norm_bound = per_matrix(largest_norm)
     rank, undecided = torch.full_like(mu, min(S.rows, S.columns)), torch.zeros_like(mu, dtype=torch.bool)
     # the matrices that are not inverted yet, as indices among all
     remaining, unstable, factored = torch.arange(len(mu), device=mu.device), torch.zeros_like(undecided), None
@@ -164,13 +164,13 @@ def invert(
         inverse, needs_svd, matrices = _eliminate(matrices, mu, 2 * rcond * norm_bound, unstable, rtol)
         mu, norm_bound = mu[needs_svd], norm_bound[needs_svd]
     if len(matrices):
-        at = remaining[needs_svd]
-        inverse[needs_svd], rank[at], undecided[at] = _decompose(
+        decided = remaining[needs_svd]
+        inverse[needs_svd], rank[decided], undecided[decided] = _decompose(
             matrices,
             mu,
             rcond,
-            (per_matrix(norm_from_below)[at], norm_bound),
-            lambda: per_matrix(singular_values_by_frequency(symbol().matrices))[at],
+            (per_matrix(norm_from_below)[decided], norm_bound),
+            lambda: per_matrix(singular_values_by_frequency(symbol().matrices))[decided],
         )
     weights = S.grid.weights(rank.device, rank.dtype).flatten()
     return FrequencyInverse(
@@ -180,7 +180,7 @@ def invert(
         (rank.reshape(items, -1, len(weights)) * weights).sum((-2, -1)).long(),
         undecided.reshape(items, -1).any(-1),
         norm_from_below,
-        largest,
+        largest_norm,
     )
 
 
@@ -230,8 +230,8 @@ def _lu_factors(S: Tensor, norms: Tensor, least: Tensor) -> _Factors:
         regular = 0.01 / lengths.amax(-1) > least[part]
         residual = torch.linalg.vector_norm((matrices @ found).sub_(probes), dim=-2)
         accurate = (residual <= rounding * norms[part].unsqueeze(-1) * lengths).all(-1)
-        at = (~(regular & accurate)).nonzero().flatten()
-        rejected.append((at + part.start, matrices[at], ~accurate[at]))
+        rejected_here = (~(regular & accurate)).nonzero().flatten()
+        rejected.append((rejected_here + part.start, matrices[rejected_here], ~accurate[rejected_here]))
     return _Factors(factors, pivots, *map(torch.cat, zip(*rejected, strict=True)))
 
 
@@ -254,8 +254,8 @@ def _eliminate(S: Tensor, mu: Tensor, least: Tensor, unstable: Tensor, rtol: flo
         found, amplification = _inverse_by_elimination(S[part], mu[part])
         smallest = 1 / frobenius(found)  # a lower bound of the smallest singular value
         accepted = (amplification * eps <= rtol) & ((mu[part] > 0) | (smallest > least[part])) & ~unstable[part]
-        at = (~accepted).nonzero().flatten()
-        rejected.append((at + part.start, S[part][at]))
+        rejected_here = (~accepted).nonzero().flatten()
+        rejected.append((rejected_here + part.start, S[part][rejected_here]))
         inverse[part] = found
     indices, matrices = map(torch.cat, zip(*rejected, strict=True))
     return inverse, indices, matrices

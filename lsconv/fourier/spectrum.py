@@ -15,14 +15,14 @@ from torch import Tensor
 from lsconv.errors import ArgumentError, ConvergenceWarning, MethodError
 from lsconv.factored.dense_svd import DENSE_ENTRIES
 from lsconv.factored.kronecker import separable_singular_values
-from lsconv.fourier.circulant import block_circulant, circulant_embedding, double_symbol, real_dtype
+from lsconv.fourier.circulant import block_circulant, circulant_embedding, double_symbol
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.frequency_inverse import singular_values_by_frequency
 from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import double
+from lsconv.operators.dtypes import double, real_dtype
 
 __all__ = ["cond", "norm", "singular_values"]
 
@@ -115,7 +115,7 @@ def norm(A: LinearOperator, *, rtol: float | None = None, max_iter: int = 500) -
     return _golub_kahan_norm(A, rtol, max_iter).to(dtype)
 
 
-def _golub_kahan_norm(A: LinearOperator, rtol: float, max_iter: int, check_every: int = 10) -> Tensor:
+def _golub_kahan_norm(A: LinearOperator, rtol: float, max_iter: int) -> Tensor:
     """Estimate the norm of A, per item, by Golub-Kahan bidiagonalisation to a relative residual of ``rtol``."""
     batch, item = A.batch_shape, tuple(range(len(A.batch_shape), len(A.batch_shape) + len(A.in_shape)))
     out_item = tuple(range(len(batch), len(batch) + len(A.out_shape)))
@@ -136,7 +136,7 @@ def _golub_kahan_norm(A: LinearOperator, rtol: float, max_iter: int, check_every
     for k in range(1, max_iter + 1):
         v, beta = unit(A.adjoint(u) - over_items(alphas[-1].to(real), len(item)) * v, item)
         betas.append(beta)
-        if k % check_every == 0 or k == max_iter or k >= min(A.in_numel, A.out_numel):
+        if k % 10 == 0 or k == max_iter or k >= min(A.in_numel, A.out_numel):  # the SVD is not taken in every step
             bidiagonal = torch.diag_embed(torch.stack(alphas, -1))
             if k > 1:
                 bidiagonal = bidiagonal + torch.diag_embed(torch.stack(betas[:-1], -1), offset=1)

@@ -108,14 +108,14 @@ def shifted(matrices: Tensor, mu: Tensor) -> Tensor:
     return result
 
 
-def largest_eigenvalue(squared: Tensor) -> Tensor:
+def largest_eigenvalue(gram_matrices: Tensor) -> Tensor:
     """Bound the largest eigenvalue of each block from above, to a factor of the fourth root of the matrix size."""
-    flat = squared.flatten(1, -3)
-    square = flat @ flat if squared.shape[-1] > 1 else flat.abs() ** 2
+    flat = gram_matrices.flatten(1, -3)
+    square = flat @ flat if gram_matrices.shape[-1] > 1 else flat.abs() ** 2
     return frobenius(square).amax(-1).sqrt()
 
 
-def saddle_inverse(S: Tensor, squared: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
+def saddle_inverse(S: Tensor, gram_matrices: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
     r"""Invert the saddle-point form; return the inverse, and the smaller of W and V.
 
     .. math::
@@ -127,11 +127,11 @@ def saddle_inverse(S: Tensor, squared: Tensor, mu: Tensor) -> tuple[Tensor, Tens
 
     Args:
         S: the symbol, ``(blocks, *frequencies, rows, columns)``.
-        squared: the smaller Gram matrix of S.
-        mu: the damping squared, positive, of a shape that broadcasts with ``squared``.
+        gram_matrices: the smaller Gram matrices of S.
+        mu: the damping squared, positive, of a shape that broadcasts with ``gram_matrices``.
     """
     rows, columns = S.shape[-2:]
-    smaller = hermitian_inverse_(shifted(squared, mu).contiguous())
+    smaller = hermitian_inverse_(shifted(gram_matrices, mu).contiguous())
     if rows <= columns:
         W = smaller
         WS = W @ S

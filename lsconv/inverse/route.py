@@ -16,11 +16,11 @@ from lsconv.border.stacked_plan import StackedPlan
 from lsconv.errors import ArgumentError, DtypeError, MethodError, PlanMemoryError, warn
 from lsconv.factored.axis_channels import AxisAsChannels
 from lsconv.factored.dense_svd import SingularValuePlan
+from lsconv.fourier.circulant import FourierPlan
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.adjoint_plan import AdjointPlan
 from lsconv.inverse.plans.composed import measured_rows, reduced, transposed, trimmed, varying
 from lsconv.inverse.plans.cosine_plan import CosinePlan
-from lsconv.inverse.plans.fourier_plan import FourierPlan
 from lsconv.inverse.plans.krylov_choice import krylov_plan
 from lsconv.inverse.plans.krylov_plan import KRYLOV, KrylovPlan, KrylovStack
 from lsconv.inverse.plans.planes import Planes

@@ -27,7 +27,7 @@ from lsconv.operators.fft_convolution import short_fft_length, transform_cost
 from lsconv.operators.padding import check_pairs, pad, pad_adjoint
 from lsconv.operators.padding_modes import Pairs
 from lsconv.operators.transforms import cached, may_cache, transforming
-from lsconv.operators.windows import add_windows, placed, read_windows
+from lsconv.operators.windows import add_windows, read_windows, window_slices
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -284,7 +284,8 @@ class VaryingConvolution(LinearOperator):
             self._weights_of_convolutions(), padded_size if after else size, padding=0 if after else margins,
             check_finite=False,
         )  # fmt: skip
-        local_weights = torch.stack([part[slices] for part, slices in zip(weights, placed(starts, size), strict=True)])
+        inside = zip(weights, window_slices(starts, size), strict=True)
+        local_weights = torch.stack([weight[window] for weight, window in inside])
         return _Windows(
             core, local_weights.unsqueeze(1), starts, padded_size if after else size, size if after else padded_size
         )

@@ -20,7 +20,6 @@ from lsconv.border.cost_model import DEFAULT_LIMITS
 from lsconv.border.influence import EXACT_UNKNOWNS, ExactInfluence
 from lsconv.errors import ArgumentError, InputWarning, MethodError, PlanMemoryError, ShapeError, warn
 from lsconv.factored.batch_axes import Reduction
-from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.spectrum import norm as spectral_norm
 from lsconv.inverse.damping.decomposed_path import DecomposedPath
@@ -48,6 +47,7 @@ from lsconv.krylov.loop.problem import accept_operator, prepare
 from lsconv.operators.algebra import Product
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import real_dtype
 from lsconv.operators.elementary import Mask
 from lsconv.operators.observed import MeasuredRows
 from lsconv.operators.scipy import OperatorLike

@@ -51,7 +51,7 @@ def measured_rows(A: LinearOperator, request: PlanRequest) -> Plan | None:
         rows = MeasuredRows.of(A)
     if rows is None or not isinstance(rows.core, Convolution):
         return None
-    weight = rows.uniform()
+    weight = rows.uniform_weight()
     if weight is not None and not are_scattered(rows.scale == 0, rows.core.ndim):
         return None
     try:

@@ -87,7 +87,7 @@ class MissingPlan(PenalisedPlan):
         self.A, self.rows, self.L = A, rows, L
         self.inner: Plan = inner  # type: ignore[assignment]  # None in subclasses, which do not use it
         self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
-        weight = rows.uniform()
+        weight = rows.uniform_weight()
         assert weight is not None
         self.core, self.precise = (B.to(dtype=double(A.dtype)) for B in (rows.core, A))
         self.measured = MeasuredRows(self.core, rows.scale.to(self.core.dtype), rows.rows.to(dtype=self.core.dtype))
