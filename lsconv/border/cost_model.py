@@ -176,7 +176,7 @@ def direct_pass_cost(border: CrossedBorder, *, definite: bool, real: bool, even:
         real: it is real.
         even: it is even along both axes.
     """
-    border = border if border.shortest else border.transposed
+    border = border.oriented
     channels, grid = len(border.rows), border.grid
     frequencies = grid[0] * (grid[1] // 2 + 1 if real else grid[1])
     saddle = real and one_channel_saddle(border, definite=definite)
@@ -201,7 +201,7 @@ def direct_pass_cost(border: CrossedBorder, *, definite: bool, real: bool, even:
 
 def cheapest_grid(
     truncated: TruncatedCirculant,
-    system: FrequencyMatrices,
+    Q: FrequencyMatrices,
     penalty: Penalty | None,
     model: CostModel,
     condition: float,
@@ -210,15 +210,15 @@ def cheapest_grid(
 
     Args:
         truncated: the truncated circulant.
-        system: the block-circulant operator whose border is factorised.
+        Q: the block-circulant operator whose border is factorised.
         penalty: further rows.
         model: the model of the work.
-        condition: the condition of the system, which limits how exactly symmetries can be recognised.
+        condition: the condition of Q, which limits how exactly symmetries can be recognised.
 
     Returns:
         True for the shortest grid, and the cost of factors on the chosen grid.
     """
-    definite, real = truncated.form != "saddle", system.grid.real
+    definite, real = truncated.form != "saddle", Q.grid.real
     if penalty is not None:
         penalty = penalty.precise()
         embeddings = {False: penalty.embedding(truncated.embedding.batch_shape)}
@@ -234,14 +234,14 @@ def cheapest_grid(
         shortest: crossed_border(truncated.form, embedding, penalty) for shortest, embedding in embeddings.items()
     }
     one = len(borders[False].rows) == 1 or one_channel_saddle(borders[False], definite=definite)
-    even = one and real and len(system.grid.sizes) == 2 and is_even(system.matrices, condition)
+    even = one and real and len(Q.grid.sizes) == 2 and is_even(Q.matrices, condition)
     costs = {
         shortest: direct_pass_cost(border, definite=definite, real=real, even=even)
         for shortest, border in borders.items()
     }
 
     def price(shortest: bool) -> float:
-        transform = system.rows * transform_cost(embeddings[shortest].grid)
+        transform = Q.rows * transform_cost(embeddings[shortest].grid)
         # For a plan that solves ten times.
         return 10 * model.solve_work(costs[shortest], transform) + model.factor_work(costs[shortest])
 
@@ -306,7 +306,7 @@ def direct_plan_cost(convolution: Convolution, damp_shape: tuple[int, ...] = ())
         border = CrossedBorder.of(embedding.grid, positions)
         even = _has_even_factors(convolution, border, definite)
         cost = direct_pass_cost(border, definite=definite, real=real, even=even)
-        border = border if border.shortest else border.transposed
+        border = border.oriented
         # the strip is inverted at every frequency along it, which is all that there is in one dimension
         frequencies = border.grid[1] // 2 + 1 if real else border.grid[1]
         operations += (4 if definite else 8) * frequencies * (channels * border.depth) ** 3

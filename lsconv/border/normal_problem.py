@@ -200,7 +200,8 @@ class NormalProblem:
         self.damp_squared = embedding.per_block(damp) ** 2
         floor = request.floor
         if S.rows != S.columns and self.side != self.smaller_side:
-            # the inverse is 1 / mu at every frequency, next to which half of the digits are to be left
+            # the larger Gram matrix is singular, so that its inverse has the eigenvalue 1 / mu at every frequency, and
+            # the others next to it are to keep half of their digits
             floor = max(floor, ROUNDING * torch.finfo(torch.float64).eps ** 0.5)
         self.mu = torch.maximum(self.damp_squared, floor * self.norm_squared_bound.to(self.damp_squared))
         groups = self.norm_squared_bound.expand(embedding.blocks).reshape(*embedding.batch_shape, embedding.groups)

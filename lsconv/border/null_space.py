@@ -235,10 +235,9 @@ def nearest_null(images: Tensor, v: Tensor, gram: Tensor) -> tuple[Tensor, Tenso
     moved = images @ free
     whiten = whiten - free @ (torch.linalg.pinv(moved, rtol=_LEAST_MOVED) @ (images @ whiten))
     cropped = images @ whiten
-    excluded = (1 + torch.linalg.matrix_norm(cropped))[
-        ..., None, None
-    ] * ~nonzero  # the arbitrary directions are no null vectors
-    excluded = torch.diag_embed(excluded.squeeze(-2)).to(cropped)
+    # the arbitrary directions are no null vectors
+    excluded = (1 + torch.linalg.matrix_norm(cropped)).unsqueeze(-1) * ~nonzero.squeeze(-2)
+    excluded = torch.diag_embed(excluded).to(cropped)
     _, ratio, rows = torch.linalg.svd(torch.cat([cropped, excluded], dim=-2), full_matrices=False)
     return ratio.flip(-1), (v @ (whiten @ rows.mH)).flip(-1)
 

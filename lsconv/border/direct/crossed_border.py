@@ -57,9 +57,9 @@ class CrossedBorder:
         return tuple(n * m for n, m in zip(self.rows, self.columns, strict=True))
 
     @property
-    def shortest(self) -> bool:
-        """Tell whether V' is no larger than it would be with rows for columns."""
-        return self.column_cells <= self.transposed.column_cells
+    def oriented(self) -> CrossedBorder:
+        """The border with the smaller V': itself, or with its axes exchanged."""
+        return self if self.column_cells <= self.transposed.column_cells else self.transposed
 
     @property
     def height(self) -> int:

@@ -186,10 +186,10 @@ class DirectInverse:
         self.mu, self.exact = problem.mu, problem.exact
         penalty = problem.request.penalty
         border = None if self.form == "circulant" else crossed_border(self.form, self.embedding, penalty)
-        self._transposed = border is not None and not border.shortest
+        self._transposed = border is not None and border.oriented is not border
         if border is not None:
             self._plane, self._interior = border.grid, border.interior
-            border = border.transposed if self._transposed else border
+            border = border.oriented
             problem = problem.on_plane(transposed=self._transposed)
         self._S = S = problem.symbol
         self._grid = S.grid

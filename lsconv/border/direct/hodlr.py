@@ -223,6 +223,7 @@ class HodlrSchur:
             ``(blocks * signs, size, size)``.
         """
         entries, signs, width, half = self._entries, self._basis.signs.tolist(), self._width, (self._height + 1) // 2
+        # both ranges as rows of V', of the first half, where those that only pad it are left out
         (top, bottom), (left, right) = (
             (min(start // self._columns, half), min((start + size) // self._columns, half)) for start in (first, second)
         )

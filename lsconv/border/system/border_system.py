@@ -108,9 +108,8 @@ class SubdomainSum:
 
     def __init__(self, subdomains: Sequence[Subdomain], size: int, owner: Tensor | None) -> None:
         self._index = torch.cat([subdomain.index for subdomain in subdomains])
-        self._places: Tensor | None = (
-            None  # index of the correction of each cell in the concatenation of all corrections
-        )
+        # the index of the correction of each cell in the concatenation of all corrections
+        self._places: Tensor | None = None
         self._subdomains = list(subdomains)
         self._lengths = [len(subdomain.index) for subdomain in subdomains]
         if owner is not None:
