@@ -143,12 +143,12 @@ def lstsq(
     if "x0" in options:
         options["x0"] = as_complex(options["x0"], A)
         start = start_as_prior(A, damp, options["x0"])
-    solver = _Routed(method, preconditioner, rcond, memory_limit, check_finite, options)
+    solver = _LstsqSolver(method, preconditioner, rcond, memory_limit, check_finite, options)
     return attach(solver, LeastSquares(A, y, damp, x_prior=start), rtol=rtol)
 
 
 @dataclass(frozen=True)
-class _Routed:
+class _LstsqSolver:
     """The solver that makes the plan of :func:`route` for a problem, and solves with it once."""
 
     method: str

@@ -261,6 +261,6 @@ def by_discrepancy(
         high, low = torch.where(over > 0, strength, high), torch.where(over > 0, low, strength)
         centre = (low * high).sqrt()
         bracketed = (low > 0) & torch.isfinite(high)
-        following = torch.where(bracketed, centre, torch.where(over > 0, strength / 2, strength * 2))
-        strength = torch.where(over.abs() < within, strength, following)
+        next_strength = torch.where(bracketed, centre, torch.where(over > 0, strength / 2, strength * 2))
+        strength = torch.where(over.abs() < within, strength, next_strength)
     return solve(strength, start_at)

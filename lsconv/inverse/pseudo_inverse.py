@@ -185,8 +185,8 @@ class PseudoInverse(LinearOperator):
             plan = self.plan.with_damp(fixed)
         return PseudoInverse(self._setup, damp, self._setup.plan(fixed) if plan is None else plan, self.observation)
 
-    def following(self, operator: LinearOperator, damp: float | Tensor) -> PseudoInverse:
-        """Attach the plan to an operator and a damping of the same values, whose tensors autograd follows."""
+    def with_gradients_by(self, operator: LinearOperator, damp: float | Tensor) -> PseudoInverse:
+        """The same plan, differentiable by an operator and a damping of the same values."""
         other = copy.copy(self)
         other.operator, other.damp = operator, damp
         return other
@@ -195,7 +195,7 @@ class PseudoInverse(LinearOperator):
     @serves_empty_batches(lambda inverse: inverse.in_shape)
     def apply(self, x: Tensor) -> Tensor:
         """The solution for the data ``x``, ``(*batch, *in_shape)``; NaN, with a warning, for nonfinite items."""
-        return attach(_Applied(self), LeastSquares(self.operator, self.observation.weighted(x), self.damp))
+        return attach(_UncertifiedSolver(self), LeastSquares(self.operator, self.observation.weighted(x), self.damp))
 
     @untraced
     @serves_empty_batches()
@@ -203,18 +203,20 @@ class PseudoInverse(LinearOperator):
         """The adjoint of :meth:`apply`."""
         if needs_gradient(self.operator, y, self.damp):
             return self.observation.weighted(adjoint_answer(self.plan, self.operator, y, self.damp))
-        return self.observation.weighted(_nan_items(self._backward, y.detach(), self.out_shape, self.in_shape))
+        return self.observation.weighted(
+            _nan_items(self._adjoint_with_fallback, y.detach(), self.out_shape, self.in_shape)
+        )
 
-    def _forward(self, y: Tensor, fallback: Fallback | None) -> Tensor:
+    def _apply_with_fallback(self, y: Tensor, fallback: Fallback | None) -> Tensor:
         if fallback is None:
             return self.plan.apply(y)
         found = self._answering(fallback).attempt(y=y)
         if found is not None and not bool(found[1].any()):
             return found[0]
-        healthy = torch.zeros(y.shape[: y.ndim - len(self.in_shape)], dtype=torch.bool, device=y.device)
-        return solve(self.plan, y, healthy, fallback=fallback).x
+        nonfinite = torch.zeros(y.shape[: y.ndim - len(self.in_shape)], dtype=torch.bool, device=y.device)
+        return solve(self.plan, y, nonfinite, fallback=fallback).x
 
-    def _backward(self, v: Tensor) -> Tensor:
+    def _adjoint_with_fallback(self, v: Tensor) -> Tensor:
         """The adjoint of the answer, from the fallback for items that the plan has missed."""
         fallback = self._fallback()
         first = self.plan if fallback is None else self._answering(fallback)
@@ -249,7 +251,7 @@ class PseudoInverse(LinearOperator):
         self.operator.check_output(y, "y")
         y = self.observation.weighted(y)
         start = start_as_prior(self.operator, self.damp, options.get("x0"))
-        solver = _Solved(self, check_finite, {**options, "raise_on_failure": raise_on_failure})
+        solver = _CertifiedSolver(self, check_finite, {**options, "raise_on_failure": raise_on_failure})
         problem = LeastSquares(self.operator, y, self.damp, x_prior=start)
         return attach(solver, problem, rtol=options.get("rtol"))
 
@@ -275,7 +277,7 @@ class PseudoInverse(LinearOperator):
 
 
 @dataclass(frozen=True)
-class _Applied:
+class _UncertifiedSolver:
     """The solver of :meth:`PseudoInverse.apply`, whose answers have no certificate."""
 
     inverse: PseudoInverse
@@ -283,13 +285,13 @@ class _Applied:
     def answer(self, problem: LeastSquares) -> tuple[Tensor, Plan]:
         """The x, NaN for the items that are not finite, and the plan that gave it."""
         inverse, fallback = self.inverse, self.inverse._fallback()
-        forward = lambda y: inverse._forward(y, fallback)
+        forward = lambda y: inverse._apply_with_fallback(y, fallback)
         x = _nan_items(forward, measured(inverse.operator, problem.y.detach()), inverse.in_shape, inverse.out_shape)
         return x, inverse.plan if fallback is None else fallback.answering
 
 
 @dataclass(frozen=True)
-class _Solved:
+class _CertifiedSolver:
     """The solver of :meth:`PseudoInverse.solve`."""
 
     inverse: PseudoInverse

@@ -180,10 +180,10 @@ def penalty_plan(
 
 def small(A: LinearOperator, request: PlanRequest) -> Plan | None:
     """The plan of small matrices that the user asked for, or one that is cheaper than all other plans."""
-    if request.method not in SMALL_MATRICES and not request.free:
+    if request.method not in SMALL_MATRICES and not request.any_method:
         return None
     options = _rank_options(A, request.memory_limit, request.rcond)
-    if request.free:
+    if request.any_method:
         return cheap_small_matrices(A, request.damp, **options)
     return small_matrices(A, request.damp, request.method, **options)
 
@@ -237,7 +237,7 @@ def bordered(A: LinearOperator, request: PlanRequest) -> Plan | None:
     if request.method != "auto" or not (_is_embedded(A) or _mirrors_well(A, request)):
         return None
     planes = Planes.of(A, damp, limit)
-    tried = trial(A, damp, planes) if request.free and isinstance(A, Convolution) and _is_embedded(A) else None
+    tried = trial(A, damp, planes) if request.any_method and isinstance(A, Convolution) and _is_embedded(A) else None
     if tried is not None:
         return tried
     try:

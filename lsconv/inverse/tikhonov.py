@@ -49,10 +49,8 @@ from lsconv.operators.transforms import untraced
 
 __all__ = ["penalised_inverse", "tikhonov"]
 
-Apply = Callable[[LinearOperator, Tensor, LinearOperator, Tensor, "Tensor | None"], Tensor]
-
 # The norms of residual and gradient count as unchanged by adding the prior where they grow by at most this factor.
-_SAME = 1.1
+_UNCHANGED_NORM = 1.1
 
 
 @untraced
@@ -178,12 +176,12 @@ def tikhonov(
         return replace(solution, selection=selection)
 
     options = {"rtol": rtol, "atol": atol, "max_iter": max_iter}
-    solver = _RoutedWithPenalty(method, memory_limit, x0, check_finite, raise_on_failure, selection, options)
+    solver = _TikhonovSolver(method, memory_limit, x0, check_finite, raise_on_failure, selection, options)
     return attach(solver, LeastSquares(A, y, strength, L, x_prior), rtol=rtol)
 
 
 @dataclass(frozen=True)
-class _RoutedWithPenalty:
+class _TikhonovSolver:
     """The solver that makes a plan by :func:`route` or :func:`penalty_plan` for a problem, and uses it once."""
 
     method: str
@@ -280,14 +278,14 @@ def _with_prior(
     ranks = (solution.codes == Status.RANK_DEFICIENT.code) | (solution.codes == Status.RANK_UNDECIDED.code)
     unresolved = ~solution.converged & (ranks | (judged.damp == 0) | ~judged.converged)
     # the certificate of the solve had a better bound of ||A||, and holds where the prior has not changed the norms
-    same = (judged.residual_norm <= _SAME * solution.residual_norm) & (
-        judged.gradient_norm <= _SAME * solution.gradient_norm
+    prior_changes_nothing = (judged.residual_norm <= _UNCHANGED_NORM * solution.residual_norm) & (
+        judged.gradient_norm <= _UNCHANGED_NORM * solution.gradient_norm
     )
-    same = same & solution.converged & ~judged.converged
+    prior_changes_nothing = prior_changes_nothing & solution.converged & ~judged.converged
     return replace(
         judged,
-        codes=torch.where(unresolved | same, solution.codes, judged.codes),
-        converged=(judged.converged & ~unresolved) | same,
+        codes=torch.where(unresolved | prior_changes_nothing, solution.codes, judged.codes),
+        converged=(judged.converged & ~unresolved) | prior_changes_nothing,
         rank=solution.rank,
     )
 
@@ -332,7 +330,7 @@ def _prior_of(penalty_data: Any, A: LinearOperator, L: LinearOperator | None) ->
 
 
 @dataclass(frozen=True)
-class _FixedPlan:
+class _FixedPlanSolver:
     """The solver of one plan, for the values of A, L and damp that the plan was made for."""
 
     A: LinearOperator
@@ -353,7 +351,9 @@ class _FixedPlan:
         return solution.x, PenalisedBackward(self.A, self.plan)
 
 
-def penalised_inverse(A: LinearOperator, L: LinearOperator, damp: Tensor, *, method: str = "auto") -> Apply:
+def penalised_inverse(
+    A: LinearOperator, L: LinearOperator, damp: Tensor, *, method: str = "auto"
+) -> Callable[..., Tensor]:
     """The answers of ``tikhonov(A, y, damp, L=L, x_prior=x_prior)``, the setup done once.
 
     Args:
@@ -370,7 +370,7 @@ def penalised_inverse(A: LinearOperator, L: LinearOperator, damp: Tensor, *, met
     with torch.no_grad():
         plan = penalty_plan(fixed_A, fixed_L, damp.detach(), method=method)
 
-    solver = _FixedPlan(fixed_A, plan)
+    solver = _FixedPlanSolver(fixed_A, plan)
 
     @serves_empty_batches()
     def apply(A: LinearOperator, y: Tensor, L: LinearOperator, damp: Tensor, x_prior: Tensor | None = None) -> Tensor:

@@ -88,6 +88,8 @@ def tiled_total_variation(
         >>> bool(solution.converged), bool((solution.x - x).abs().max() < 0.2)
         (True, True)
     """
+    if max_iter < 1:
+        raise ArgumentError(f"max_iter: expected an integer >= 1, got {max_iter}")
     if not 0 < float(weight) < math.inf:
         raise ArgumentError(f"weight: expected a finite number > 0, got {weight}; without a penalty use tiled.Plan")
     if tiles.get("observed") is not None:
@@ -208,7 +210,7 @@ class _TiledVariation:
             [splits.vector(f"x-split-{name}") for name in ("even", "odd")],
         )
         work = [vectors.vector(name) for name in ("g", "direction", "image")]
-        self._begin(y, bar)
+        self._exchange_data(y, bar)
         self.plan.passes.update([x[0], s[0]], lambda u, v: [torch.zeros_like(u), torch.zeros_like(v)])
         # the first step solves the quadratic problem, the size of whose differences is that of the first threshold
         self._step(x, s, y, work, 1.0)
@@ -233,9 +235,10 @@ class _TiledVariation:
             ratio = min(max(4 * judged.primal / max(judged.dual, 1e-30), 1e-2), 1e2)
             if k in (10, 20, 40, 80, 160, 320) and not 1 / 3 <= ratio <= 3:
                 self._rescale(min(max(self.rho * math.sqrt(ratio), first / 100), first * 100), s[0], y, bar)
-        raise ArgumentError(f"max_iter: expected an integer >= 1, got {max_iter}")
+        raise AssertionError("the loop returns at max_iter")
 
-    def _begin(self, y: Field, bar: Progress) -> None:
+    def _exchange_data(self, y: Field, bar: Progress) -> None:
+        """Give every rank the rows of y that its tiles read, and show the progress of the passes."""
         passes = self.plan.passes
         passes.tick = bar.tick
         self.plan.ranks.exchange(y, passes.gradient_regions.output_rows())
@@ -251,7 +254,7 @@ class _TiledVariation:
 
         self.plan.passes.update([s], scaled)
         self._set_penalty(rho)
-        self._begin(y, bar)
+        self._exchange_data(y, bar)
 
     # ------------------------------------------------------------------ passes
 

@@ -27,6 +27,7 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient
+from lsconv.operators.dtypes import double
 from lsconv.operators.elementary import Diagonal, Mask
 from lsconv.operators.transforms import untraced
 
@@ -204,7 +205,7 @@ def sparse_solution(
     solution = sparse.solution(sparse.run(rtol, max_iter, callback), rtol, strength)
     if scale is None:
         return solution
-    precise = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
+    precise = A.to(dtype=double(A.dtype))
     space = ItemSpace(precise.out_shape, precise.dtype, precise.device)
     residual = y.to(precise.dtype) - precise.apply(solution.x.to(precise.dtype))
     residual = residual if at_least is None else torch.where(at_least, residual.clamp_min(0), residual)

@@ -39,7 +39,7 @@ from lsconv.inverse.damping.weighted_surrogate import (
     constant_weight_in_kernel,
     weighted_convolution,
 )
-from lsconv.inverse.images.identical_groups import SharedGroups
+from lsconv.inverse.images.identical_groups import EqualGroups
 from lsconv.inverse.observation import Observation
 from lsconv.inverse.plans.missing import are_scattered
 from lsconv.krylov.loop.batched_scalars import ItemSpace
@@ -144,32 +144,34 @@ def choose_damp(
     norm = space.safe_norm(data).double()
     unit = torch.where(norm > 0, norm, 1)
     data = (data / space.broadcast(unit)).expand(*batch, *A.out_shape)
-    shared = SharedGroups.of(A, L)
-    if shared is not None:
-        A, L, data = shared.A, shared.L, shared.split(data)
+    equal = EqualGroups.of(A, L)
+    if equal is not None:
+        A, L, data = equal.A, equal.L, equal.split(data)
     else:
         data = data.unsqueeze(0)
-    path, coarse = _paths(A, data, L, trace, surrogate, count, determinant=rule == "evidence")
+    path, surrogate_path = _paths(A, data, L, trace, surrogate, count, determinant=rule == "evidence")
     nullity = (
         path.nullity if isinstance(path, DecomposedPath) else null_dimension(L) * len(data) if rule == "evidence" else 0
     )
     criterion = Criterion(rule, None if noise is None else noise / unit, nullity)
-    scan = _global_search(path if coarse is None else coarse, criterion, exact=coarse is None or coarse.exact)
-    search = scan if coarse is None else _local_search(path, criterion, scan)
+    first_path = path if surrogate_path is None else surrogate_path
+    first_search = _global_search(first_path, criterion, exact=surrogate_path is None or surrogate_path.exact)
+    search = first_search if surrogate_path is None else _local_search(path, criterion, first_search)
     surrogate_curve = None
-    if coarse is not None and rule in ("gcv", "discrepancy", "upre"):
-        surrogate_curve = (scan.sorted()[0].exp(), scan.values() * (path.count / coarse.count * unit.square()))
-    low, high = _range(scan)
+    if surrogate_path is not None and rule in ("gcv", "discrepancy", "upre"):
+        factor = path.data_count / surrogate_path.data_count * unit.square()
+        surrogate_curve = (first_search.sorted()[0].exp(), first_search.values() * factor)
+    low, high = _range(first_search)
     chosen = torch.where(norm > 0, search.best(), high.expand(batch)).exp()
     t, evaluations = search.sorted()
     return Selection(
         rule,
         chosen.to(real_dtype(A.dtype)),
         t.exp(),
-        _in_data_units(criterion, criterion(evaluations, t, path.count)[0], unit, path.count),
+        _in_data_units(criterion, criterion(evaluations, t, path.data_count)[0], unit, path.data_count),
         evaluations.trace_error,
         surrogate_curve,
-        _message(rule, path, coarse, search, norm, low, high),
+        _message(rule, path, surrogate_path is not None, search, norm, low, high),
     )
 
 
@@ -378,11 +380,11 @@ def _scale(A: LinearOperator, L: LinearOperator | None) -> Tensor:
 
 
 def _message(
-    rule: str, path: DampPath, coarse: DampPath | None, search: Search, norm: Tensor, low: Tensor, high: Tensor
+    rule: str, path: DampPath, on_surrogate: bool, search: Search, norm: Tensor, low: Tensor, high: Tensor
 ) -> str:
     """Compose the message of a :class:`Selection`: the kind of search, and the items at an end of the range."""
     how = "no traces needed" if rule not in WITH_TRACE else "exact traces" if path.exact else "stochastic traces"
-    parts = [f"{rule}: {search.count} damps, {how}" + (", searched on a surrogate first" if coarse is not None else "")]
+    parts = [f"{rule}: {search.evaluated} damps, {how}" + (", searched on a surrogate first" if on_surrogate else "")]
     t, zero = search.best(), norm == 0
     width = (high - low) * 1e-3
     at_low, at_high = (t <= torch.maximum(low, search.smallest()) + width) & ~zero, (t >= high - width) & ~zero

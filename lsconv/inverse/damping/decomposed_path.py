@@ -28,7 +28,7 @@ class DecomposedPath:
         p: the squared singular values of the penalty, ``(*batch, directions)``.
         energies: ``|beta|^2``, summed over the data that share a damp, ``(*batch, directions)``.
         outside: ``||y - U beta||^2``, ``batch``.
-        shared: the number of data vectors, such as channels, that share a damp.
+        rhs: the number of data vectors, such as channels, that share a damp.
         nullity: dimension of the part of the null space of the penalty on which A is not zero, ``batch``.
     """
 
@@ -37,9 +37,9 @@ class DecomposedPath:
     p: Tensor
     energies: Tensor
     outside: Tensor
-    shared: int
+    rhs: int
     nullity: Tensor
-    count: int | Tensor
+    data_count: int | Tensor
     batch: tuple[int, ...]
     scale: Tensor
 
@@ -59,9 +59,9 @@ class DecomposedPath:
         return Evaluation(
             self.outside.expand(self.batch) + total((1 - f).square() * self.energies),
             total(fitted),
-            self.shared * total(f),
+            self.rhs * total(f),
             torch.zeros(self.batch, dtype=torch.float64, device=w.device),
-            self.shared * total(logdet),
+            self.rhs * total(logdet),
             -2 * total(p * fitted / both),
-            -self.shared * total(f * (1 - f)),
+            -self.rhs * total(f * (1 - f)),
         )

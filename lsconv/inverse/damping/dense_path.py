@@ -31,7 +31,7 @@ class DensePath(DecomposedPath):
 
     Args:
         A: the operator.
-        y: data ``(shared, *batch, *out_shape)``; those along the first dimension share a damp; zero where A has a zero
+        y: data ``(rhs, *batch, *out_shape)``; those along the first dimension share a damp; zero where A has a zero
             row.
         L: the penalty; None: the identity.
         scale: norm of A over that of L, the constant c above.
@@ -43,8 +43,8 @@ class DensePath(DecomposedPath):
 
     @torch.no_grad()
     def __init__(self, A: LinearOperator, y: Tensor, L: LinearOperator | None, scale: Tensor, count: Tensor) -> None:
-        self.shared = y.shape[0]
-        self.count: int | Tensor = count
+        self.rhs = y.shape[0]
+        self.data_count: int | Tensor = count
         self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
         self.scale = scale.expand(self.batch)
         M = A.to_dense().to(double(A.dtype))
@@ -65,12 +65,12 @@ class DensePath(DecomposedPath):
             s = torch.where(directions, s, 0)
             self.p = torch.where(directions & (weighted > rounding), p, 0)
         self.w = s.square()
-        items = y.reshape(self.shared, *y.shape[1 : y.ndim - len(A.out_shape)], -1, 1).to(double(A.dtype))
+        items = y.reshape(self.rhs, *y.shape[1 : y.ndim - len(A.out_shape)], -1, 1).to(double(A.dtype))
         beta = U.mH @ items
         outside = torch.linalg.vector_norm(items - U @ beta, dim=-2).square()
         self.outside = outside.squeeze(-1).sum(0)
         self.energies = beta.squeeze(-1).abs().square().sum(0)
-        self.nullity = self.shared * ((self.p == 0) & (self.w > 0)).sum(-1).expand(self.batch)
+        self.nullity = self.rhs * ((self.p == 0) & (self.w > 0)).sum(-1).expand(self.batch)
 
     @staticmethod
     def serves(A: LinearOperator, L: LinearOperator | None, unknowns: int) -> bool:

@@ -25,7 +25,7 @@ class SeparablePath(DecomposedPath):
 
     Args:
         A: the convolution.
-        y: data ``(shared, *batch, *out_shape)``; those along the first dimension share a damp; zero where A has a zero
+        y: data ``(rhs, *batch, *out_shape)``; those along the first dimension share a damp; zero where A has a zero
             row.
         count: number of measured data.
         factors: the factors of the kernel along the axes.
@@ -36,7 +36,7 @@ class SeparablePath(DecomposedPath):
         parts = separable_svd(A, factors)
         assert parts is not None
         left_vectors, values, _ = parts
-        self.shared, self.count = y.shape[0], count
+        self.rhs, self.data_count = y.shape[0], count
         self.batch = tuple(y.shape[1 : y.ndim - len(A.out_shape)])
         y = y.to(double(A.dtype))
         beta = along_axes([U.mH for U in left_vectors], y)

@@ -48,7 +48,7 @@ class TaperedPath:
 
     Args:
         A: a convolution with stride 1 and one input and output channel a group; see :meth:`serves`.
-        y: data ``(shared, *batch, *out_shape)``; those along the first dimension share a damp.
+        y: data ``(rhs, *batch, *out_shape)``; those along the first dimension share a damp.
         L: the penalty.
         determinant: compute the determinant, which is half of the work of an evaluation.
     """
@@ -79,9 +79,9 @@ class TaperedPath:
         assert found is not None
         penalty = self.symbol_power(L, A.ndim, grid)
         assert penalty is not None
-        self.shared, self.ndim = y.shape[0], ndim
+        self.rhs, self.ndim = y.shape[0], ndim
         self._ratios(found, penalty, power, weights)
-        self.count: int | Tensor = y.shape[0] * A.out_shape[0] * math.prod(grid)
+        self.data_count: int | Tensor = y.shape[0] * A.out_shape[0] * math.prod(grid)
         scale = (found.flatten(-ndim - 1).amax(-1) / penalty.amax()).sqrt()
         self.scale = scale.expand(self.batch)
 
@@ -158,11 +158,11 @@ class TaperedPath:
         return Evaluation(
             total(self.power * f.square()),
             total(fitted),
-            self.shared * total(self.number * (1 - f)),
+            self.rhs * total(self.number * (1 - f)),
             torch.zeros_like(unknown),
-            self.shared * logdet,
+            self.rhs * logdet,
             total(-2 * fitted / (self.q + mu)) if slope else unknown,
-            self.shared * total(-self.number * f * (1 - f)) if slope else unknown,
+            self.rhs * total(-self.number * f * (1 - f)) if slope else unknown,
         )
 
 

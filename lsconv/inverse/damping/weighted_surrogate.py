@@ -6,9 +6,9 @@ squared kernel. The fit
 
 .. math:: A x \approx F^{-1} \frac{\omega s^2}{\omega s^2 + \mu p^2} F \frac{w}{\omega} y
 
-is computed for a few values of :math:`\omega`, and interpolated between them datum by datum. A datum of more weight
-than the mean is a perturbation of rank one, treated by the Sherman-Morrison formula: its fit and its influence are
-divided by :math:`1 + (w - \omega)_+ h`, where :math:`\omega h` is the mean of the fraction over the frequencies.
+is computed for a few values of :math:`\omega`, and interpolated between them datum by datum. Let :math:`\omega h` be
+the mean of the fraction over the frequencies. A datum whose weight w exceeds :math:`\omega` is a perturbation of rank
+one: by the formula of Sherman and Morrison its fit and its influence are divided by :math:`1 + (w - \omega) h`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class WeightedTaperedPath:
     Args:
         A: a convolution that :class:`TaperedPath` serves.
         diagonal: the roots of the weights, ``(*batch, *A.out_shape)``.
-        y: data of the weighted operator, ``(shared, *batch, *A.out_shape)``, summed over the first dimension.
+        y: data of the weighted operator, ``(rhs, *batch, *A.out_shape)``, summed over the first dimension.
         L: the penalty.
     """
 
@@ -63,8 +63,8 @@ class WeightedTaperedPath:
         z = (z - level) * window * (math.prod(sizes) / window.square().sum()).sqrt()
         extra = [n for g, m in zip(reversed(self.grid), reversed(sizes), strict=True) for n in (0, g - m)]
         self.z, self.w = (torch.nn.functional.pad(t, extra) for t in (z, w))
-        self.count: int | Tensor = y.shape[0] * self._sum((self.w > 0).double()).sum(-1)
-        self.shared = y.shape[0]
+        self.data_count: int | Tensor = y.shape[0] * self._sum((self.w > 0).double()).sum(-1)
+        self.rhs = y.shape[0]
         power, penalty = (TaperedPath.symbol_power(operator, ndim, self.grid) for operator in (A, L))
         squared_kernel_symbol = TaperedPath.symbol_power(
             A.with_parameters([A.weight.detach().abs().square().to(A.dtype)]), ndim, self.grid
@@ -135,11 +135,11 @@ class WeightedTaperedPath:
         return Evaluation(
             total((self.w * r.abs().square()).sum(0)),
             total((self.w * (r.conj() * fit).real).sum(0)).clamp_min(0) / mu,
-            self.shared * total(self.w * h / divisor),
+            self.rhs * total(self.w * h / divisor),
             torch.zeros_like(unknown),
             unknown,
             -residual_rise / mu.square() if slope else unknown,
-            self.shared * total(self.w * h_slope / divisor.square()) if slope else unknown,
+            self.rhs * total(self.w * h_slope / divisor.square()) if slope else unknown,
         )
 
 

@@ -25,7 +25,7 @@ from lsconv.krylov.loop.entry import with_item_of
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.elementary import Diagonal, Mask
 
-__all__ = ["Measurement", "NoiseModel", "check_meaning"]
+__all__ = ["Measurement", "NoiseModel", "check_units"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class Measurement:
         noise_std: standard deviation of the noise in ``rows * y``; None: not known.
         counts: the photon counts; None: the noise is Gaussian.
         expected: the expected photon counts for x = 0.
-        mapped: ``rows`` come from a map of standard deviations.
+        noise_is_map: ``rows`` come from a map of standard deviations.
         sensitivity: photons per grey level, zero where pixels are missing, which broadcasts with y; None: ones.
         at_least: True where y is a lower bound of the blurred field; None: nowhere.
     """
@@ -65,7 +65,7 @@ class Measurement:
     counts: Tensor | None = None
     expected: Tensor | float = 0.0
     sensitivity: Tensor | None = None
-    mapped: bool = False
+    noise_is_map: bool = False
     at_least: Tensor | None = None
 
     @classmethod
@@ -100,9 +100,9 @@ class Measurement:
                 if bool((maps[name] != (name == "gain")).any()):
                     raise ArgumentError(f'{name}: is of the photons of noise="poisson"; noise_std is in grey levels')
             y = _zero_where_missing(y - maps["background"] - maps["offset"], keep)
-            rows, common_std, mapped = cls._weights(layout, image, y, keep, noise_std)
+            rows, common_std, noise_is_map = cls._weights(layout, image, y, keep, noise_std)
             if weights is not None:
-                if mapped:
+                if noise_is_map:
                     raise ArgumentError("weights: a map of noise_std gives them already; give one of the two")
                 found = layout.map("weights", weights, image, y)
                 if not bool((torch.isfinite(found) & (found >= 0)).all()):
@@ -111,9 +111,9 @@ class Measurement:
                 rows = (root if rows is None else root * rows).contiguous()
             if rows is not None and not bool((rows > 0).flatten(-layout.ndim - 1).any(-1).all()):
                 raise NonFiniteError("image: has no measured pixel, all are missing, of weight 0 or of infinite noise")
-            measurement = cls(y, rows, common_std, mapped=mapped, at_least=bounded)
-            certain = measurement.certain().rows
-            if certain is not None and not bool((certain > 0).flatten(-layout.ndim - 1).any(-1).all()):
+            measurement = cls(y, rows, common_std, noise_is_map=noise_is_map, at_least=bounded)
+            kept = measurement.without_lower_bounds().rows
+            if kept is not None and not bool((kept > 0).flatten(-layout.ndim - 1).any(-1).all()):
                 raise NonFiniteError("image: has no measured pixel that is not saturated")
             return measurement
         if weights is not None:
@@ -155,13 +155,13 @@ class Measurement:
             return rows, sigma.reshape(y.shape[:items]), False
         if not bool((sigma > 0).all()):
             raise ArgumentError(
-                "noise_std: a map must be > 0; pixels without a say are NaN in the image, or infinite here"
+                "noise_std: a map must be > 0; pixels that do not count are NaN in the image, or infinite here"
             )
         common_std = sigma[torch.isfinite(sigma)].median()
         weights = (common_std / sigma).expand(y.shape)
         return (weights if rows is None else weights * rows).contiguous(), float(common_std), True
 
-    def certain(self) -> Measurement:
+    def without_lower_bounds(self) -> Measurement:
         """Return the measurement with the pixels that are lower bounds treated as missing."""
         if self.at_least is None:
             return self
@@ -246,7 +246,7 @@ def _with_rows(A: LinearOperator, rows: Tensor | None) -> LinearOperator:
     return Diagonal(rows.to(A.dtype), items) @ A
 
 
-def check_meaning(y: Tensor, bounds: Any, noise_std: Any, scale: float) -> None:
+def check_units(y: Tensor, bounds: Any, noise_std: Any, scale: float) -> None:
     """Refuse bounds and noise whose values show that they are not in the units of the image.
 
     Args:

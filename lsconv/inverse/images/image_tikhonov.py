@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lsconv.inverse.admm.proximal import Bounds
 from lsconv.inverse.damping.choose_damp import choose_damp
-from lsconv.inverse.images.identical_groups import SharedGroups
+from lsconv.inverse.images.identical_groups import EqualGroups
 from lsconv.inverse.tikhonov import tikhonov
 from lsconv.krylov.loop.solution import Solution, join_parts
 from lsconv.operators.base import LinearOperator
@@ -39,21 +39,21 @@ def image_tikhonov(
         options: the options of :func:`lsconv.tikhonov`, damp among them.
         at_least: True where the data are lower bounds; None: nowhere.
     """
-    ndim = len(A.in_shape) - 1
+    ndim, options = len(A.in_shape) - 1, dict(options)
     if isinstance(options["damp"], str):
-        certain = None if at_least is None else ~at_least
+        two_sided = None if at_least is None else ~at_least
         selection = choose_damp(
-            A, y, options["damp"], L=L, x_prior=x_prior, noise_std=options.pop("noise_std"), observed=certain
+            A, y, options["damp"], L=L, x_prior=x_prior, noise_std=options.pop("noise_std"), observed=two_sided
         )
         found = image_tikhonov(A, y, L, x_prior, bounds, {**options, "damp": selection.damp}, at_least)
         return replace(found, selection=selection)
-    shared = SharedGroups.of(A)
-    if shared is not None:
-        gradient = None if L is None else Gradient(shared.A.in_shape, ndim=ndim, boundary=L.boundary, dtype=A.dtype,
+    equal = EqualGroups.of(A)
+    if equal is not None:
+        gradient = None if L is None else Gradient(equal.A.in_shape, ndim=ndim, boundary=L.boundary, dtype=A.dtype,
                                                 device=A.device)  # fmt: skip
-        rows = None if at_least is None else shared.split(at_least)
-        found = image_tikhonov(shared.A, shared.split(y), gradient, shared.split(x_prior), bounds, options, rows)
-        return join_parts(replace(found, x=shared.join(found.x)))
+        rows = None if at_least is None else equal.split(at_least)
+        found = image_tikhonov(equal.A, equal.split(y), gradient, equal.split(x_prior), bounds, options, rows)
+        return join_parts(replace(found, x=equal.join(found.x)))
     if bounds is not None or at_least is not None:
         prior = x_prior.expand(*x_prior.shape[: -ndim - 1], *A.in_shape)
         return tikhonov(A, y, L=L, x_prior=prior, bounds=bounds, at_least=at_least, **options)

@@ -110,7 +110,7 @@ class Regularisation:
         """
         damp, bounds = self.damp, self.bounds
         if isinstance(damp, str) and damp == "auto":
-            damp = "gcv" if measured.noise_std is None or measured.mapped else "upre"
+            damp = "gcv" if measured.noise_std is None or measured.noise_is_map else "upre"
         if bounds is None and measured.counts is not None:
             bounds = (0.0, None)
         bounds = None if bounds == (None, None) else bounds
@@ -135,17 +135,17 @@ class Restoration:
         measured: the image with its noise.
         x_prior: the constant image whose blur has the mean of the image; quadratic priors penalise the difference to
             it.
-        prior: the regularisation.
+        regularisation: the prior, its strength, and the bounds.
     """
 
     A: Convolution | VaryingConvolution
     measured: Measurement
     x_prior: Tensor
-    prior: Regularisation
+    regularisation: Regularisation
 
     def solve(self) -> Solution:
         """Restore the image on the whole field, with a certificate."""
-        name, poisson = self.prior.prior, self.measured.counts is not None
+        name, poisson = self.regularisation.prior, self.measured.counts is not None
         if callable(name):
             if poisson:
                 raise MethodError('prior: a denoiser is served with noise="gaussian"; use "gradient" or "tv"')
@@ -161,7 +161,7 @@ class Restoration:
 
     def _penalty(self) -> Gradient | None:
         """The L of a quadratic prior; None: the identity."""
-        return self._gradient() if self.prior.prior == "gradient" else None
+        return self._gradient() if self.regularisation.prior == "gradient" else None
 
     def _gradient(self) -> Gradient:
         """The forward differences of the field, periodic where the blur is."""
@@ -171,16 +171,16 @@ class Restoration:
 
     def _with_quadratic(self, L: Gradient | None) -> Solution:
         """Restore by Tikhonov regularisation with the penalty L, and choose damp where it is a rule."""
-        (A, y), damp = self.measured.weighted(self.A), self.prior.damp
+        (A, y), damp = self.measured.weighted(self.A), self.regularisation.damp
         # A map of standard deviations is in the weights already, and rules that need no noise refuse a number.
         ruled = isinstance(damp, str) and damp in WITH_NOISE
-        noise_std = self.measured.noise_std if ruled or not self.measured.mapped else None
+        noise_std = self.measured.noise_std if ruled or not self.measured.noise_is_map else None
         selection = None
         if isinstance(self.A, VaryingConvolution) and isinstance(damp, str):
             selection = self._damp_in_the_centre(self.A, damp, with_gradient=L is not None, noise_std=noise_std)
             damp, noise_std = selection.damp, None
-        options = {"damp": damp, "noise_std": noise_std, **self.prior.options}
-        solution = image_tikhonov(A, y, L, self.x_prior, self.prior.bounds, options, self.measured.at_least)
+        options = {"damp": damp, "noise_std": noise_std, **self.regularisation.options}
+        solution = image_tikhonov(A, y, L, self.x_prior, self.regularisation.bounds, options, self.measured.at_least)
         return solution if selection is None else replace(solution, selection=selection)
 
     def _damp_in_the_centre(
@@ -188,9 +188,9 @@ class Restoration:
     ) -> Selection:
         """Choose damp for the central part of the image with the PSF there, because rules need a convolution."""
         B, cells = central_blur(A)
-        certain = self.measured.certain()
-        rows = None if certain.rows is None else certain.rows.expand(certain.y.shape)[cells]
-        centre = replace(self, A=B, measured=replace(certain, y=certain.y[cells], rows=rows))
+        measured = self.measured.without_lower_bounds()
+        rows = None if measured.rows is None else measured.rows.expand(measured.y.shape)[cells]
+        centre = replace(self, A=B, measured=replace(measured, y=measured.y[cells], rows=rows))
         x_prior = level_for_mean(B, self.measured.mean(tuple(range(-B.ndim, 0))))
         L = centre._gradient() if with_gradient else None
         return choose_damp(*centre.measured.weighted(B), rule, L=L, x_prior=x_prior, noise_std=noise_std)
@@ -200,13 +200,17 @@ class Restoration:
         if self.measured.at_least is not None:
             raise MethodError('one_sided: is served with prior "gradient", "tikhonov" and "tv", not with a denoiser')
         A, y = self.measured.weighted(self.A)
-        start = replace(self, prior=replace(self.prior, bounds=None, options={}))._with_quadratic(None)
-        return plug_and_play(A, y, denoiser, start.damp**2, bounds=self.prior.bounds, x0=start.x, **self.prior.options)
+        start = replace(self, regularisation=replace(self.regularisation, bounds=None, options={}))._with_quadratic(
+            None
+        )
+        return plug_and_play(
+            A, y, denoiser, start.damp**2, bounds=self.regularisation.bounds, x0=start.x, **self.regularisation.options
+        )
 
     def _with_total_variation(self, poisson: bool) -> Solution:
         """Restore with total variation; a weight that is not given follows from the noise, or the fit of photons."""
-        measured, weight = self.measured, self.prior.weight
-        options = {"bounds": self.prior.bounds, "at_least": measured.at_least, **self.prior.options}
+        measured, weight = self.measured, self.regularisation.weight
+        options = {"bounds": self.regularisation.bounds, "at_least": measured.at_least, **self.regularisation.options}
         if poisson:
             assert measured.counts is not None
             A, y = measured.photon_operator(self.A), measured.counts
@@ -234,24 +238,24 @@ class Restoration:
         gradient prior and GCV. The variance of noise that is not given is estimated (:meth:`Measurement.variance`,
         after Donoho and Johnstone 1994); the Poisson likelihood needs none.
         """
-        A, measured, L = self.A, self.measured.certain(), self._gradient()
+        A, measured, L = self.A, self.measured.without_lower_bounds(), self._gradient()
         variance = measured.variance(A.ndim)
-        by_gcv = replace(self.prior, bounds=None, damp="gcv", options={})
-        smooth = replace(self, measured=replace(measured, noise_std=None), prior=by_gcv)
+        by_gcv = replace(self.regularisation, bounds=None, damp="gcv", options={})
+        smooth = replace(self, measured=replace(measured, noise_std=None), regularisation=by_gcv)
         x = smooth._with_quadratic(L).x
         slope = torch.linalg.vector_norm(L(x), dim=(-A.ndim - 2, -A.ndim - 1)).flatten(-A.ndim).mean(-1)
         return torch.where(slope > 0, 0.5 * variance / slope.clamp_min(torch.finfo(slope.dtype).tiny), 0)
 
     def _with_poisson_likelihood(self) -> Solution:
         """Restore with a quadratic prior and the Poisson likelihood."""
-        measured, damp, L = self.measured, self.prior.damp, self._penalty()
+        measured, damp, L = self.measured, self.regularisation.damp, self._penalty()
         assert measured.counts is not None
         A, counts = measured.photon_operator(self.A), measured.counts
 
         def solve(damp: Tensor, x0: Tensor | None = None) -> Solution:
-            options = self.prior.options if x0 is None else {**self.prior.options, "x0": x0}
+            options = self.regularisation.options if x0 is None else {**self.regularisation.options, "x0": x0}
             return penalised_poisson(A, counts, damp, L=L, x_prior=self.x_prior, background=measured.expected,
-                                     bounds=self.prior.bounds, **options)  # fmt: skip
+                                     bounds=self.regularisation.bounds, **options)  # fmt: skip
 
         if not isinstance(damp, str):
             return solve(check_damp(damp, A))

@@ -31,7 +31,7 @@ __all__ = ["measured_rows", "reduced", "transposed", "trimmed", "varying"]
 
 def reduced(A: LinearOperator, request: PlanRequest) -> Plan | None:
     """The plan of the smaller convolution that A is: along batch axes, or without the zero margins of its kernel."""
-    smaller = None if request.method == "svd" else reduction(A, keep_shapes=not request.free)
+    smaller = None if request.method == "svd" else reduction(A, keep_shapes=not request.any_method)
     if smaller is None:
         return None
     plan: Plan = request.plan(smaller.B, damp=smaller.damp(request.damp))
@@ -64,7 +64,7 @@ def measured_rows(A: LinearOperator, request: PlanRequest) -> Plan | None:
         return None
     if isinstance(inner.innermost, (BorderPlan, StackedPlan)):
         inverse = inner.innermost.inverse
-        # a solve with the missing outputs in the border costs about two on the border alone: factors have to pay in two
+        # a solve with the missing outputs in the border costs about two without: factors pay if they do within two
         if inverse.unknowns and inverse.factorise_if_cheaper(tuple(inverse.embedding.batch_shape), solves=2) is None:
             plan = WeightedPlan if rows.missing(rows.core.groups) is None else MissingBorderPlan
             with contextlib.suppress(MethodError):

@@ -1,4 +1,4 @@
-r"""Even kernels with reflect padding, solved in the basis of cosines by an iteration that transforms nothing.
+r"""Even kernels with reflect padding, solved in the basis of cosines by an iteration without transforms inside.
 
 Reflect padding continues x, of n cells along an axis, to an even signal of period 2n - 2, and a kernel that is even
 along every axis keeps it even. With the weights :math:`W = \operatorname{diag}(1/2, 1, \dots, 1, 1/2)` of each axis, Q
@@ -152,33 +152,38 @@ class CosinePlan(RefinedPlan):
             )
         }
         ratio = (1 + 2**A.ndim) / 2 ** (1 + A.ndim / 2)  # the root of the condition of M N
-        self._most = math.ceil(math.log(torch.finfo(c.dtype).eps / 2) / math.log((ratio - 1) / (ratio + 1)))
+        self._max_steps = math.ceil(math.log(torch.finfo(c.dtype).eps / 2) / math.log((ratio - 1) / (ratio + 1)))
 
     # ------------------------------------------------------------------ the maps
 
     def _near_inverse(self, y: Tensor) -> Tensor:
-        return self._map(y, self._c, self._h)
+        return self._solve_in_cosines(y, self._c, self._h)
 
     def _near_inverse_adjoint(self, v: Tensor) -> Tensor:
-        return self._map(v, self._c, self._h, -1)
+        return self._solve_in_cosines(v, self._c, self._h, -1)
 
     def _near_normal(self, g: Tensor) -> Tensor:
         """Solve the normal equations of the even part of the kernel; without damping ``A^+ (A^+)^H g``."""
         if not bool(self._undamped.any()):
-            return self._map(g, self._h, self._h)
-        undamped = self._map(self._map(g, self._c, self._h, -1), self._c, self._h)
+            return self._solve_in_cosines(g, self._h, self._h)
+        undamped = self._solve_in_cosines(self._solve_in_cosines(g, self._c, self._h, -1), self._c, self._h)
         if bool(self._undamped.all()):
             return undamped
-        return torch.where(over_items(self._undamped, self.A.ndim + 1), undamped, self._map(g, self._h, self._h))
+        return torch.where(
+            over_items(self._undamped, self.A.ndim + 1), undamped, self._solve_in_cosines(g, self._h, self._h)
+        )
 
-    def _map(self, z: Tensor, before: Tensor, after: Tensor, power: int = 1) -> Tensor:
-        """``Q R after N^-1 before R Q z`` for the even part of the kernel, or R inverted by a power of -1."""
+    def _solve_in_cosines(self, z: Tensor, before: Tensor, after: Tensor, power: int = 1) -> Tensor:
+        """``Q R^p D_2 N_p^-1 D_1 R^p Q z``, p = ``power``, for the even part of the kernel.
+
+        ``D_1`` is ``before``, ``D_2`` is ``after``, and ``N_1`` is N; ``N_-1`` is N with R inverted.
+        """
         b = before * self._power(self._transform(z), power)
         N, M = self._normal_operators[2 * power], self._normal_operators[-2 * power]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # rounding may exceed the tolerance
             # residuals of A down to a hundred-thousandth of the data meet rtol with it
-            u = cg(N, b, M=M, rtol=1e-5 * self.rtol, max_iter=self._most, check_finite=False).x
+            u = cg(N, b, M=M, rtol=1e-5 * self.rtol, max_iter=self._max_steps, check_finite=False).x
         return self._transform(self._power(after * u, power))
 
     def _transform(self, z: Tensor) -> Tensor:

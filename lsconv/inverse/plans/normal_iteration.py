@@ -1,4 +1,4 @@
-r"""Flexible conjugate gradients on the normal equations, with an inverse of near ones as the preconditioner.
+r"""Flexible conjugate gradients on the normal equations, preconditioned by the inverse of similar ones.
 
 .. math:: (A^HA + \mathrm{damp}^2 L^HL)\, x = A^H y
 

@@ -40,7 +40,7 @@ class PlanRequest:
     needs_krylov: bool = False
 
     @property
-    def free(self) -> bool:
+    def any_method(self) -> bool:
         """True with ``method="auto"`` and no option that only Krylov methods take."""
         return self.method == "auto" and not self.needs_krylov
 

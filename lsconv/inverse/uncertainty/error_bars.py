@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lsconv.inverse.images.identical_groups import SharedGroups
+from lsconv.inverse.images.identical_groups import EqualGroups
 from lsconv.inverse.uncertainty.posterior import noise_level, posterior_std
 from lsconv.operators.base import LinearOperator
 
@@ -34,11 +34,11 @@ def error_bars(
         ``(*batch, *in_shape)``.
     """
     # Where A and L treat all channels alike, one channel is the operator and the channels are a batch.
-    shared = SharedGroups.of(A, L)
-    if shared is not None and (L is None or shared.L is not None):
+    equal = EqualGroups.of(A, L)
+    if equal is not None and (L is None or equal.L is not None):
         prior = x_prior.expand(*x_prior.shape[: x_prior.ndim - len(A.in_shape)], *A.in_shape)
-        bars = error_bars(shared.A, shared.split(y), damp, shared.L, shared.split(prior), noise_std, count)
-        return shared.join(bars.expand(shared.groups, *bars.shape[-damp.ndim - len(A.in_shape) :]))
+        bars = error_bars(equal.A, equal.split(y), damp, equal.L, equal.split(prior), noise_std, count)
+        return equal.join(bars.expand(equal.groups, *bars.shape[-damp.ndim - len(A.in_shape) :]))
     sigma = noise_level(A, y, damp, L=L, x_prior=x_prior) if noise_std is None else noise_std
     generator = torch.Generator(A.device).manual_seed(0)
     std: Tensor = posterior_std(A, damp, noise_std=sigma, L=L, count=count, generator=generator)

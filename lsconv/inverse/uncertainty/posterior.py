@@ -38,6 +38,7 @@ from lsconv.inverse.tikhonov import tikhonov
 from lsconv.krylov.loop.problem import accept_operator
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
+from lsconv.operators.dtypes import double
 from lsconv.operators.transforms import untraced
 
 __all__ = ["noise_level", "positive", "posterior_samples", "posterior_std"]
@@ -206,7 +207,7 @@ def noise_level(A: Any, y: Tensor, damp: float | Tensor, *, L: Any = None, x_pri
     posterior = _Posterior.of(A, damp, L)
     with torch.enable_grad():
         strength = posterior.damp.detach().expand(posterior.batch).clone().requires_grad_()
-        A_double = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
+        A_double = A.to(dtype=double(A.dtype))
         value, _ = logdet(A_double, strength, posterior.L, return_error=True)
         (slope,) = torch.autograd.grad(value.sum(), strength)
     degrees_of_freedom = A.in_numel - strength.detach() * slope / 2
