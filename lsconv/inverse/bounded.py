@@ -29,12 +29,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ConvergenceError, MethodError, warn
+from lsconv.errors import MethodError
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
-from lsconv.inverse.total_variation import check_bounds, refuse_gradient
+from lsconv.inverse.admm.optimality import natural_residual
+from lsconv.inverse.convex_arguments import check_bounds, refuse_gradient
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
 from lsconv.krylov.loop.problem import prepare
-from lsconv.krylov.loop.solution import Solution, Status
+from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
@@ -109,12 +110,7 @@ def bounded_least_squares(
         gradient_norm=gradient_norm,
         damp=damping.expand(batch).to(A.dtype),
     )
-    if not bool(solution.converged.all()):
-        count = int((~solution.converged).sum())
-        text = f"{count} of {solution.converged.numel()} item(s) did not converge ({name}). {solution.failure_text()}"
-        if raise_on_failure:
-            raise ConvergenceError(text)
-        warn(text)
+    report(solution, name, raise_on_failure=raise_on_failure)
     return solution
 
 
@@ -190,9 +186,7 @@ class _Quadratic:
             met = self.at_least & (image > y)
             image, y = image.masked_fill(met, 0), y.masked_fill(met, 0)
         forces = torch.maximum(self.space.norm(self.A.adjoint(y)), self.space.norm(self.A.adjoint(image)))
-        length = divide(self.space.norm(x), forces)
-        t = self.space.broadcast(torch.where(length > 0, length, 1.0))
-        return self.space.norm((x - (x - t * g).clamp(*bounds)) / t), forces
+        return self.space.norm(natural_residual(x, g, forces, bounds, self.space)), forces
 
     def preconditioner(self) -> LinearOperator | None:
         """An approximate inverse of the Hessian, where A and L have structure."""

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from lsconv.errors import MethodError
 from lsconv.inverse.bounded import bounded_least_squares
+from lsconv.inverse.fallback import Fallback
 from lsconv.inverse.observation import Observation
 from lsconv.inverse.plans.krylov_plan import KRYLOV_ONLY, KrylovPlan
 from lsconv.inverse.route import route
 from lsconv.inverse.sharded import solves_shards
-from lsconv.inverse.solve import Fallback, solve, with_start
+from lsconv.inverse.solve import solve, with_start
 from lsconv.krylov.gradients.attach import LeastSquares, attach, start_as_prior
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import accept_operator, as_complex, prepare
@@ -159,7 +160,7 @@ class _LstsqSolver:
     options: dict[str, Any]
 
     def answer(self, problem: LeastSquares) -> tuple[Solution, Plan]:
-        """The solution, and the plan that gave it."""
+        """The solution, and the plan of its backward pass."""
         A, damp, options = problem.A, problem.damp, with_start(self.options, problem)
         data = prepare(A, problem.y, damp=damp, check_finite=self.check_finite, name="y")
         damp = damp if isinstance(damp, Tensor) else float(damp)
@@ -178,7 +179,7 @@ class _LstsqSolver:
             not krylov_options or (self.method == "auto" and not plan.innermost.iterates)
         )
         fallback = Fallback(A, damp, plan, self.rcond) if may_fall_back else None
-        solution = solve(plan, data.y, data.nonfinite, fallback=fallback, **options)
+        solution, backward = solve(plan, data.y, data.nonfinite, fallback=fallback, **options)
         if self.method == "hybrid":  # the backward pass holds the chosen damping fixed
             return solution, KrylovPlan(A, solution.damp, "lsmr")
-        return solution, plan if fallback is None else fallback.answering
+        return solution, backward

@@ -30,9 +30,12 @@ class Plan:
         iterates: every iteration applies A itself, and max_iter limits these, so that a plan of an operator made of A
             gains nothing from this one.
         never_misses: nothing iterates, so that every answer is as good as the factors.
+        gives_way_to_border: the border solves for the items that this plan leaves unconverged, and for all once it is
+            :attr:`exhausted`.
         falls_back_on_lsmr: LSMR solves for the items of a large A that this plan leaves unconverged; False: nothing.
         patience: the most iterations on an item before the fallback solves for it; None: no limit.
         exhausted: the solves so far have cost what the setup of the fallback does, which solves from now on.
+        solved: the number of right-hand sides so far, where the plan counts them.
         rtol: the relative tolerance of a solve that is given none; None: :meth:`default_rtol` of the dtype.
         x_in_range_of_adjoint: x is computed as ``A^H z``, so that only rounding leads out of the range of
             ``A^H``; read of plans that do not iterate.
@@ -43,9 +46,11 @@ class Plan:
     options: frozenset[str] = frozenset()
     iterates: ClassVar[bool] = False
     never_misses: ClassVar[bool] = False
+    gives_way_to_border: ClassVar[bool] = False
     falls_back_on_lsmr: ClassVar[bool] = False
     patience: int | None = None
     exhausted: bool = False
+    solved: int = 0
     rtol: float | None = None
     x_in_range_of_adjoint: bool = True
 

@@ -12,7 +12,6 @@ NaN or infinity are NaN in the answer, with a :class:`lsconv.ConvergenceWarning`
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, ShapeError, warn
+from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError, unreported, warn
 from lsconv.inverse.lstsq import lstsq
 from lsconv.inverse.pseudo_inverse import PseudoInverse as _Operator
 from lsconv.inverse.pseudo_inverse import pinv
@@ -168,8 +167,7 @@ def _condition(A: LinearOperator, inverse: _Operator) -> float:
             size, B = float(torch.linalg.vector_norm(v)), B.H
         return size
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with unreported():
         return largest(A, 6) * largest(inverse, 2)
 
 

@@ -43,7 +43,7 @@ from lsconv.operators.windows import add_windows, read_windows
 from lsconv.tiled.layout import TileLayout, candidates
 from lsconv.tiled.local_kernels import LocalKernels
 
-__all__ = ["SchwarzInverse", "SchwarzPreconditioner"]
+__all__ = ["SchwarzInverse"]
 
 
 class SchwarzInverse:
@@ -214,24 +214,3 @@ def _terms(A: VaryingConvolution, L: LinearOperator) -> list[Filter]:
     if terms is None or (A.shared and channels > 1 and not per_channel):
         raise MethodError(f"L: expected a penalty made of convolutions of each channel, got {L!r}")
     return terms
-
-
-class SchwarzPreconditioner(LinearOperator):
-    """A :class:`SchwarzInverse` as a Hermitian operator, its borders solved to a fixed tolerance.
-
-    Args:
-        inverse: the inverse.
-    """
-
-    def __init__(self, inverse: SchwarzInverse) -> None:
-        A = inverse.A
-        super().__init__(A.in_shape, A.in_shape, dtype=A.dtype, device=A.device)
-        self._inverse = inverse
-
-    def apply(self, x: Tensor) -> Tensor:
-        """Apply the preconditioner."""
-        return self._inverse(x, 1e-3)[0]
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Apply the operator, which is its own adjoint."""
-        return self.apply(y)

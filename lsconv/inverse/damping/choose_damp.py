@@ -6,7 +6,7 @@ cheap surrogate: the tapered data as a circular convolution (:mod:`lsconv.invers
 symbols are matrices, windows of the data, which have the same noise and prior and therefore nearly the same best damp
 (:mod:`lsconv.inverse.damping.subimages`). The search continues with the whole data around the best damp of the
 surrogate until the criterion can hardly be improved, which mostly takes one to three damps. Problems of few unknowns
-are decomposed (:mod:`lsconv.inverse.damping.dense_path`).
+are decomposed (:mod:`lsconv.inverse.damping.decomposed_path`).
 """
 
 from __future__ import annotations
@@ -16,40 +16,24 @@ import math
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import DEFAULT_LIMITS
-from lsconv.border.influence import EXACT_UNKNOWNS, ExactInfluence
-from lsconv.errors import ArgumentError, InputWarning, MethodError, PlanMemoryError, ShapeError, warn
+from lsconv.errors import ArgumentError, InputWarning, ShapeError, warn
 from lsconv.factored.batch_axes import Reduction
 from lsconv.fourier.circulant import real_dtype
-from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.spectrum import norm as spectral_norm
 from lsconv.inverse.damping.decomposed_path import DecomposedPath
-from lsconv.inverse.damping.dense_path import DensePath
-from lsconv.inverse.damping.measured import interpolated, zero_rows
-from lsconv.inverse.damping.paths import DampPath, ExactPath, FilterPath
+from lsconv.inverse.damping.measured import zero_rows
+from lsconv.inverse.damping.path_choice import damp_paths
+from lsconv.inverse.damping.paths import DampPath
 from lsconv.inverse.damping.rules import RULES, WITH_NOISE, WITH_TRACE, Criterion
 from lsconv.inverse.damping.search import PER_DECADE, LocalSearch, Search
 from lsconv.inverse.damping.selection import Selection
-from lsconv.inverse.damping.separable_path import SeparablePath
-from lsconv.inverse.damping.stochastic_paths import BorderPath, SolverPath
-from lsconv.inverse.damping.subimages import as_windows
-from lsconv.inverse.damping.surrogate import TaperedPath
-from lsconv.inverse.damping.weighted_surrogate import (
-    WeightedTaperedPath,
-    constant_weight_in_kernel,
-    weighted_convolution,
-)
+from lsconv.inverse.damping.weighted_surrogate import constant_weight_in_kernel
 from lsconv.inverse.images.identical_groups import EqualGroups
 from lsconv.inverse.observation import Observation
-from lsconv.inverse.plans.missing import are_scattered
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
-from lsconv.krylov.loop.problem import accept_operator, prepare
-from lsconv.operators.algebra import Product
+from lsconv.krylov.loop.problem import accept_operator, accept_penalty, prepare
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.elementary import Mask
-from lsconv.operators.observed import MeasuredRows
 from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import untraced
 
@@ -132,9 +116,7 @@ def choose_damp(
     if trace not in ("auto", "exact", "stochastic"):
         raise ArgumentError(f'trace: expected "auto", "exact" or "stochastic", got {trace!r}')
     A, data, zero = _data(A, y, observed, weights)
-    L = None if L is None else accept_operator(L, name="L").for_dtype(A.dtype)
-    if L is not None and L.in_shape != A.in_shape:
-        raise ShapeError(f"L: maps {L.in_shape}, expected A's in_shape {A.in_shape}")
+    L = None if L is None else accept_penalty(L, A)
     if x_prior is not None:
         A.check_input(x_prior, "x_prior")
         data = data - A.apply(x_prior.detach())
@@ -149,7 +131,7 @@ def choose_damp(
         A, L, data = equal.A, equal.L, equal.split(data)
     else:
         data = data.unsqueeze(0)
-    path, surrogate_path = _paths(A, data, L, trace, surrogate, count, determinant=rule == "evidence")
+    path, surrogate_path = damp_paths(A, data, L, trace, surrogate, count, determinant=rule == "evidence")
     nullity = (
         path.nullity if isinstance(path, DecomposedPath) else null_dimension(L) * len(data) if rule == "evidence" else 0
     )
@@ -285,98 +267,6 @@ def null_dimension(L: LinearOperator | None) -> int:
         if bool(torch.linalg.vector_norm(L.apply(constant_along_last(axes))) <= 1e-5 * size):
             return math.prod(L.in_shape[:axes])
     return 0
-
-
-def _paths(
-    A: LinearOperator,
-    y: Tensor,
-    L: LinearOperator | None,
-    trace: str,
-    surrogate: bool,
-    count: Tensor,
-    *,
-    determinant: bool,
-) -> tuple[DampPath, DampPath | None]:
-    """Return the damp path of the whole data, and that of a surrogate; None where the first is cheap or none serves."""
-    embedded = isinstance(A, Convolution) and Embedding.exists(A)
-    if trace != "stochastic" and L is None and embedded:
-        try:
-            most = {} if trace == "exact" else {"max_unknowns": DEFAULT_LIMITS.dense_unknowns}
-            return ExactPath(ExactInfluence(A, **most), y, count), None
-        except PlanMemoryError:
-            if trace == "exact":
-                raise
-    if trace != "stochastic" and L is not None:
-        penalty = FilterPath.penalty(A, L)
-        if penalty is not None:
-            assert isinstance(A, Convolution)
-            return FilterPath(A, y, penalty, count), None
-    border = isinstance(A, Convolution) and BorderPath.serves(A, L)
-    if trace != "stochastic":
-        # The stochastic search is more expensive without a border, and for small volumes, so that more are decomposed.
-        unknowns = DEFAULT_LIMITS.dense_unknowns * (1 if border and len(A.in_shape) < 4 else 2)
-        if DensePath.serves(A, L, EXACT_UNKNOWNS if trace == "exact" else unknowns):
-            return DensePath(A, y, L, _scale(A, L), count), None
-        separable = SeparablePath.where_cheap(A, y, L, count)
-        if separable is not None:
-            return separable, None
-    if trace == "exact":
-        raise MethodError(
-            f'trace: "exact" needs at most {EXACT_UNKNOWNS} unknowns, or a convolution with zero or circular padding, '
-            f'and with L both circular; got {A!r} and L={L!r}; use trace="stochastic"'
-        )
-    coarse: DampPath | None = None
-    unmasked = A if isinstance(A, Convolution) else _unmasked(A)
-    weighted = weighted_convolution(A)
-    if surrogate and weighted is not None and TaperedPath.serves(weighted[1], L):
-        coarse = WeightedTaperedPath(weighted[1], weighted[0], y, L)
-    elif surrogate and unmasked is not None:
-        if TaperedPath.serves(unmasked, L):
-            filled = y if unmasked is A else interpolated(y, A.operators[0].mask)  # type: ignore[attr-defined]
-            coarse = TaperedPath(unmasked, filled, L, determinant=determinant)
-        elif unmasked is A:
-            small = as_windows(A, y, L)
-            coarse = None if small is None else _stochastic(small.A, small.y.flatten(0, 1), small.L)
-    if coarse is None:
-        return _stochastic(A, y, L, count=count), None
-    return _stochastic(A, y, L, coarse.scale, count, local=True), coarse
-
-
-def _stochastic(
-    A: LinearOperator,
-    y: Tensor,
-    L: LinearOperator | None,
-    scale: Tensor | None = None,
-    count: Tensor | None = None,
-    *,
-    local: bool = False,
-) -> BorderPath | SolverPath:
-    """The path with stochastic traces: through the border for a convolution that has one, else by a solver."""
-    scale = _scale(A, L) if scale is None else scale
-    unmasked = A if isinstance(A, Convolution) else _unmasked(A)
-    if unmasked is not None and BorderPath.serves(unmasked, L):
-        missing = None if unmasked is A else ~A.operators[0].mask  # type: ignore[attr-defined]
-        return BorderPath(unmasked, y, scale, L, count, local=local, missing=missing)
-    return SolverPath(A, y, L, scale, count, local=local)
-
-
-def _unmasked(A: LinearOperator) -> Convolution | None:
-    """The convolution under a mask of few missing outputs, the same for all items and groups; else None."""
-    if not isinstance(A, Product) or len(A.operators) != 2 or not isinstance(A.operators[0], Mask):
-        return None
-    unmasked = A.operators[1]
-    if not isinstance(unmasked, Convolution) or not Embedding.exists(unmasked):
-        return None
-    rows = MeasuredRows.of(A)
-    missing = None if rows is None or A.operators[0].batch_shape else rows.missing(unmasked.groups)
-    return unmasked if missing is not None and are_scattered(missing, unmasked.ndim) else None
-
-
-def _scale(A: LinearOperator, L: LinearOperator | None) -> Tensor:
-    """Estimate ``||A|| / ||L||``, or ``||A||`` without L, to about a tenth; norms of zero count as 1."""
-    norms = [spectral_norm(operator, rtol=0.1).double() for operator in (A, L) if operator is not None]
-    sizes = [torch.where(size > 0, size, 1) for size in norms]
-    return sizes[0] if L is None else sizes[0] / sizes[1]
 
 
 def _message(

@@ -18,9 +18,9 @@ path                    serves                                          trace
 :class:`SolverPath`     everything else                                 stochastic, all probes in one solve
 ======================  ===============================================  =============================================
 
-The third and fourth are in :mod:`lsconv.inverse.damping.dense_path` and
-:mod:`lsconv.inverse.damping.separable_path`, the last two are in :mod:`lsconv.inverse.damping.stochastic_paths`. A
-surrogate of large data, for finding where to look, is :class:`~lsconv.inverse.damping.surrogate.TaperedPath`.
+The third and fourth are in :mod:`lsconv.inverse.damping.decomposed_path`, the last two in
+:mod:`lsconv.inverse.damping.stochastic_paths`. A surrogate of large data, for finding where to look, is
+:class:`~lsconv.inverse.damping.surrogate.TaperedPath`.
 
 All data have one dimension in front of the batch: channels or windows that share a damp, which is summed over.
 """

@@ -8,7 +8,6 @@ the curves are smooth.
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -17,11 +16,11 @@ from torch import Tensor
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
 from lsconv.border.normal_problem import Request
 from lsconv.border.penalty import Penalty, as_convolutions, common_grid_filters
-from lsconv.errors import ConvergenceWarning, MethodError
+from lsconv.errors import MethodError, unreported
 from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.damping.paths import TOLERANCE, Evaluation
-from lsconv.inverse.plans.weighted import WeightedPlan
+from lsconv.inverse.plans.normal_iteration import WeightedPlan
 from lsconv.inverse.route import penalty_plan, route
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.operators.base import LinearOperator
@@ -284,8 +283,7 @@ class SolverPath(_StochasticPath):
         if isinstance(plan, WeightedPlan):
             x = plan.approximate(y, 10 * TOLERANCE)
         else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
+            with unreported():
                 x = plan.solve(y, rtol=TOLERANCE if rough else 0.1 * TOLERANCE).x
         Lx = x if self.L is None else self.L.apply(x)
         return y - self.A.apply(x), _norm_sq(Lx, self.A.in_shape if self.L is None else self.L.out_shape)

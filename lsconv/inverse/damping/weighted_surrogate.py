@@ -24,8 +24,9 @@ from lsconv.operators.algebra import Product
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.elementary import Diagonal, Mask
+from lsconv.operators.elementary import Mask
 from lsconv.operators.fft_convolution import good_fft_length
+from lsconv.operators.observed import MeasuredRows
 
 __all__ = ["WeightedTaperedPath", "constant_weight_in_kernel", "weighted_convolution"]
 
@@ -150,7 +151,7 @@ def constant_weight_in_kernel(A: LinearOperator) -> LinearOperator:
         A: any operator; it is returned unchanged unless it is such a diagonal times a convolution.
     """
     weighted = weighted_convolution(A)
-    if weighted is None:
+    if weighted is None or (isinstance(A, Product) and all(isinstance(row, Mask) for row in A.operators[:-1])):
         return A
     diagonal, core = weighted
     items = diagonal.flatten(diagonal.ndim - len(core.out_shape))
@@ -169,8 +170,8 @@ def constant_weight_in_kernel(A: LinearOperator) -> LinearOperator:
 
 
 def weighted_convolution(A: LinearOperator) -> tuple[Tensor, Convolution] | None:
-    """Split a diagonal times a convolution into both; None for any other operator."""
-    if not isinstance(A, Product) or len(A.operators) != 2 or not isinstance(A.operators[0], Diagonal):
+    """Split masks and diagonals times a convolution into the factors of its outputs and itself; else None."""
+    rows = MeasuredRows.of(A)
+    if rows is None or not isinstance(rows.core, Convolution) or rows.core.out_shape != A.out_shape:
         return None
-    core = A.operators[1]
-    return (A.operators[0].diagonal.detach(), core) if isinstance(core, Convolution) else None
+    return rows.scale, rows.core

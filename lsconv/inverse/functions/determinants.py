@@ -20,7 +20,7 @@ from lsconv.inverse.functions.square import square_slogdet
 from lsconv.inverse.functions.stochastic import Estimate, Probes, log_determinant, trace_of_inverse
 from lsconv.inverse.functions.triangular import triangular_factor
 from lsconv.krylov.gradients.parameters import any_requires_grad, parameters_of
-from lsconv.krylov.loop.problem import accept_operator
+from lsconv.krylov.loop.problem import accept_operator, accept_penalty
 from lsconv.operators.algebra import Adjoint, Product
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
@@ -214,10 +214,7 @@ def _problem(A: Any, damp: float | Tensor, L: Any) -> _Problem:
     strength = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
     if not hidden_by_vmap(strength) and not bool(((strength > 0) & torch.isfinite(strength)).all()):
         raise ArgumentError(f"damp: expected finite positive numbers, got {damp}")
-    if L is not None:
-        L = accept_operator(L, name="L").for_dtype(A.dtype)
-        if L.in_shape != A.in_shape:
-            raise ShapeError(f"L: maps {L.in_shape}, expected A's in_shape {A.in_shape}")
+    L = None if L is None else accept_penalty(L, A)
     precise = torch.complex128 if A.is_complex or (L is not None and L.is_complex) else torch.float64
     A, L = A.to(dtype=precise), None if L is None else L.to(dtype=precise)
     try:

@@ -10,19 +10,22 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, MethodError
+from lsconv.inverse.admm.proximal import Bounds
+from lsconv.inverse.convex_arguments import check_bounds, check_options
 from lsconv.inverse.damping.choose_damp import choose_damp
 from lsconv.inverse.damping.rules import RULES, WITH_NOISE
 from lsconv.inverse.damping.selection import Selection
 from lsconv.inverse.images.blur import central_blur, level_for_mean
+from lsconv.inverse.images.identical_groups import EqualGroups
 from lsconv.inverse.images.image_noise import Measurement, NoiseModel
-from lsconv.inverse.images.image_tikhonov import image_tikhonov
 from lsconv.inverse.plug_and_play import plug_and_play
 from lsconv.inverse.poisson import by_discrepancy, penalised_poisson
-from lsconv.inverse.total_variation import check_bounds, check_options, total_variation
-from lsconv.inverse.uncertainty.error_bars import error_bars as standard_deviations
+from lsconv.inverse.tikhonov import tikhonov
+from lsconv.inverse.total_variation import total_variation
+from lsconv.inverse.uncertainty.posterior import noise_level, posterior_std
 from lsconv.krylov.loop.entry import with_item_of
 from lsconv.krylov.loop.problem import check_damp
-from lsconv.krylov.loop.solution import Solution
+from lsconv.krylov.loop.solution import Solution, join_parts
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient
@@ -32,7 +35,6 @@ from lsconv.operators.varying_convolution import VaryingConvolution
 __all__ = ["Bounds", "Denoiser", "Regularisation", "Restoration"]
 
 Denoiser = Callable[[Tensor], Tensor]
-Bounds = tuple[float | None, float | None]
 
 _ANY = ("rtol", "max_iter", "raise_on_failure")
 # The options of each solver that a user may give; the keys are the words of error messages.
@@ -265,3 +267,81 @@ class Restoration:
         if damp == "discrepancy":
             return by_discrepancy(solve, start, A, counts, measured.expected, measured.measured_pixels)
         return replace(solve(start), selection=selection)
+
+
+def image_tikhonov(
+    A: LinearOperator,
+    y: Tensor,
+    L: Gradient | None,
+    x_prior: Tensor,
+    bounds: Bounds | None,
+    options: dict[str, Any],
+    at_least: Tensor | None = None,
+) -> Solution:
+    """Solve by Tikhonov regularisation; channels under one PSF are one problem with many data and one damp.
+
+    Args:
+        A: the blur, with rows multiplied or masked.
+        y: the data.
+        L: the penalty; None: the identity.
+        x_prior: the constant image in the penalty ``||L (x - x_prior)||``, ``(*batch, *in_shape)``.
+        bounds: lowest and highest value of x, or None.
+        options: the options of :func:`lsconv.tikhonov`, damp among them.
+        at_least: True where the data are lower bounds; None: nowhere.
+    """
+    ndim, options = len(A.in_shape) - 1, dict(options)
+    if isinstance(options["damp"], str):
+        two_sided = None if at_least is None else ~at_least
+        selection = choose_damp(
+            A, y, options["damp"], L=L, x_prior=x_prior, noise_std=options.pop("noise_std"), observed=two_sided
+        )
+        found = image_tikhonov(A, y, L, x_prior, bounds, {**options, "damp": selection.damp}, at_least)
+        return replace(found, selection=selection)
+    equal = EqualGroups.of(A)
+    if equal is not None:
+        gradient = None if L is None else Gradient(equal.A.in_shape, ndim=ndim, boundary=L.boundary, dtype=A.dtype,
+                                                device=A.device)  # fmt: skip
+        rows = None if at_least is None else equal.split(at_least)
+        found = image_tikhonov(equal.A, equal.split(y), gradient, equal.split(x_prior), bounds, options, rows)
+        return join_parts(replace(found, x=equal.join(found.x)))
+    if bounds is not None or at_least is not None:
+        prior = x_prior.expand(*x_prior.shape[: -ndim - 1], *A.in_shape)
+        return tikhonov(A, y, L=L, x_prior=prior, bounds=bounds, at_least=at_least, **options)
+    # The residual of a constant image is rounding, which needs an absolute tolerance.
+    norms = torch.linalg.vector_norm(y.flatten(-ndim - 1), dim=-1)
+    options.setdefault("atol", 8 * torch.finfo(y.dtype).eps * float(norms.detach().min()))
+    # The gradient of the constant x_prior is zero; solving for the difference to it keeps more digits.
+    return tikhonov(A, y, L=L, x_prior=x_prior, **options)
+
+
+@torch.no_grad()
+def standard_deviations(
+    A: LinearOperator,
+    y: Tensor,
+    damp: Tensor,
+    L: LinearOperator | None,
+    x_prior: Tensor,
+    noise_std: float | Tensor | None,
+    count: int,
+) -> Tensor:
+    """The posterior standard deviations of ``tikhonov(A, y, damp, L=L, x_prior=x_prior)``.
+
+    Args:
+        A, y, damp, L, x_prior: the problem as solved.
+        noise_std: standard deviation of the noise in the entries of y; None: estimated from the residual, for each
+            channel where all channels have the same kernels.
+        count: number of samples where the unknowns are too many for an exact map; their seed is fixed.
+
+    Returns:
+        ``(*batch, *in_shape)``.
+    """
+    # Where A and L treat all channels alike, one channel is the operator and the channels are a batch.
+    equal = EqualGroups.of(A, L)
+    if equal is not None and (L is None or equal.L is not None):
+        prior = x_prior.expand(*x_prior.shape[: x_prior.ndim - len(A.in_shape)], *A.in_shape)
+        bars = standard_deviations(equal.A, equal.split(y), damp, equal.L, equal.split(prior), noise_std, count)
+        return equal.join(bars.expand(equal.groups, *bars.shape[-damp.ndim - len(A.in_shape) :]))
+    sigma = noise_level(A, y, damp, L=L, x_prior=x_prior) if noise_std is None else noise_std
+    generator = torch.Generator(A.device).manual_seed(0)
+    std: Tensor = posterior_std(A, damp, noise_std=sigma, L=L, count=count, generator=generator)
+    return std

@@ -33,20 +33,17 @@ Kantorovich inequalities", Aequationes Math. 40 (1990).
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 from torch import Tensor
 
-from lsconv.errors import ConvergenceWarning, MethodError
+from lsconv.errors import MethodError, unreported
 from lsconv.factored.direct_plan import CONTRACTION, RefinedPlan, refinements
 from lsconv.krylov.cg import cg
-from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import ROUNDING, double
 from lsconv.operators.elementary import FromFunctions
-from lsconv.operators.padding_modes import MODES
 
 __all__ = ["CosinePlan"]
 
@@ -54,8 +51,8 @@ __all__ = ["CosinePlan"]
 class CosinePlan(RefinedPlan):
     """Setup of the solve in the basis of cosines; :meth:`solve` answers right-hand sides.
 
-    The arguments are those of :class:`~lsconv.factored.direct_plan.DirectPlan`, for a convolution that
-    :meth:`serves`.
+    The arguments are those of :class:`~lsconv.factored.direct_plan.DirectPlan`, for a real convolution of one channel a
+    group that extends x evenly and keeps its size.
 
     Raises:
         MethodError: the kernel is not even, or for this damping not closely enough; or without damping the symbol has
@@ -73,20 +70,8 @@ class CosinePlan(RefinedPlan):
     A: Convolution
     reason = "reflect padding and an even kernel: cosines nearly diagonalise A, and an iteration on them does the rest"
     never_misses = False
+    gives_way_to_border = True
     _factors_name = "the symbol in the basis of cosines"
-
-    @staticmethod
-    def serves(A: LinearOperator) -> bool:
-        """Tell whether A is a real convolution of one channel a group that extends x evenly, and keeps its size."""
-        return (
-            isinstance(A, Convolution)
-            and MODES[A.padding_mode].even
-            and not A.is_complex
-            and A.c_in == A.c_out == A.groups
-            and set(A.stride) == {1}
-            and all(left == right for left, right in A.padding)
-            and A.spatial_in == A.spatial_out
-        )
 
     def _bytes(self) -> int:
         # the symbol, the factors made of it and the damping, and the vectors of the iteration
@@ -180,8 +165,7 @@ class CosinePlan(RefinedPlan):
         """
         b = before * self._power(self._transform(z), power)
         N, M = self._normal_operators[2 * power], self._normal_operators[-2 * power]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # rounding may exceed the tolerance
+        with unreported():  # rounding may exceed the tolerance
             # residuals of A down to a hundred-thousandth of the data meet rtol with it
             u = cg(N, b, M=M, rtol=1e-5 * self.rtol, max_iter=self._max_steps, check_finite=False).x
         return self._transform(self._power(after * u, power))

@@ -398,7 +398,7 @@ def test_an_argument_that_does_not_fit_is_named() -> None:
         choose_damp(A, y, "discrepancy", noise_std=torch.ones(3))
     with pytest.raises(ArgumentError, match="trace: expected"):
         choose_damp(A, y, trace="some")
-    with pytest.raises(ShapeError, match="L: maps"):
+    with pytest.raises(ShapeError, match="L: in_shape"):
         choose_damp(A, y, L=lsconv.Identity((3,)))
     with pytest.raises(MethodError, match='trace: "exact" needs'):
         choose_damp(lsconv.Diagonal(torch.ones(5000)), torch.ones(5000), L=lsconv.Identity((5000,)), trace="exact")
