@@ -120,15 +120,15 @@ def tiled_total_variation(
     def column(values: Sequence[Any], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=operator.device).reshape(batch)
 
-    met = [bool(judged.optimality.met(rtol)) for judged, _ in found]
+    met = [bool(certificate.optimality.met(rtol)) for certificate, _ in found]
     codes = [(Status.OPTIMALITY if good else Status.ITERATION_LIMIT).code for good in met]
     solution = Solution(
         x=out,  # type: ignore[arg-type]
         codes=column(codes, torch.int64),
         converged=column(met, torch.bool),
         iterations=column([count for _, count in found], torch.int64),
-        residual_norm=column([judged.residual for judged, _ in found], torch.float64),
-        gradient_norm=column([float(judged.optimality.gradient_norm) for judged, _ in found], torch.float64),
+        residual_norm=column([certificate.residual for certificate, _ in found], torch.float64),
+        gradient_norm=column([float(certificate.optimality.gradient_norm) for certificate, _ in found], torch.float64),
         damp=column([weight] * len(found), torch.float64),
     )
     report(solution, plan)
@@ -136,7 +136,7 @@ def tiled_total_variation(
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _Certificate:
     """The certificate of an x, with the residuals that the iteration balances its penalty by."""
 
     optimality: Optimality
@@ -185,7 +185,7 @@ class _TiledVariation:
         self.G = Gradient(region, ndim=A.ndim, dtype=self.double, device=A.device)
         self.term = sparsity_term(self.G, torch.tensor(self.weight, dtype=self.double, device=A.device), self.groups)
 
-    def solve(self, y: Field, out: Field, rtol: float, max_iter: int, progress: bool) -> tuple[_Judged, int]:
+    def solve(self, y: Field, out: Field, rtol: float, max_iter: int, progress: bool) -> tuple[_Certificate, int]:
         """Solve for one item; returns the certificate and the iterations."""
         A, plan = self.A, self.plan
         options = {"channels": True, "wraps": plan.wraps, "first": plan.x_rows.start, "device": A.device}
@@ -194,16 +194,16 @@ class _TiledVariation:
             vectors = Storage(folder, "", (A.c_in, *shape), self.double, size=A.spatial_in, **options)
             splits = Storage(folder, "", (A.ndim * A.c_in, *shape), self.double, size=A.spatial_in, **options)
             try:
-                x, judged, count = self._iterate(vectors, splits, y, rtol, max_iter, bar)
+                x, certificate, count = self._iterate(vectors, splits, y, rtol, max_iter, bar)
                 self.plan.passes.update([x, out], lambda here: [None, here], reads=1)
             finally:
                 vectors.remove()
                 splits.remove()
-        return judged, count
+        return certificate, count
 
     def _iterate(
         self, vectors: Storage, splits: Storage, y: Field, rtol: float, max_iter: int, bar: Progress
-    ) -> tuple[Field, _Judged, int]:
+    ) -> tuple[Field, _Certificate, int]:
         """Iterate from zero until the certificate is met, and return x, its certificate and the iterations."""
         x, s = (
             [vectors.vector(f"x-{name}") for name in ("even", "odd")],
@@ -228,11 +228,11 @@ class _TiledVariation:
             self.plan.passes.step = k
             if k % 10 and k != max_iter:
                 continue
-            judged = self._judged(x[0], s, y)
-            if bool(judged.optimality.met(rtol)) or k == max_iter:
-                return x[0], judged, k
+            certificate = self._certificate_of(x[0], s, y)
+            if bool(certificate.optimality.met(rtol)) or k == max_iter:
+                return x[0], certificate, k
             # the schedule of changes of rho, and the ratio of residuals, are those of :func:`admm`
-            ratio = min(max(4 * judged.primal / max(judged.dual, 1e-30), 1e-2), 1e2)
+            ratio = min(max(4 * certificate.primal / max(certificate.dual, 1e-30), 1e-2), 1e2)
             if k in (10, 20, 40, 80, 160, 320) and not 1 / 3 <= ratio <= 3:
                 self._rescale(min(max(self.rho * math.sqrt(ratio), first / 100), first * 100), s[0], y, bar)
         raise AssertionError("the loop returns at max_iter")
@@ -323,7 +323,7 @@ class _TiledVariation:
         self.plan.passes.update([s], add)
         return float(self.plan.ranks.total(total).sqrt())
 
-    def _judged(self, x: Field, s: list[Field], y: Field) -> _Judged:
+    def _certificate_of(self, x: Field, s: list[Field], y: Field) -> _Certificate:
         """The certificate of x, rounded as it is returned, and the residuals of ADMM after the last step."""
         passes, sums = self.plan.passes, torch.zeros(11, dtype=self.double, device=self.A.device)
         for field in (x, *s):
@@ -358,4 +358,4 @@ class _TiledVariation:
             gradient_norm=gradient, objective=objective, forces=largest,
         )  # fmt: skip
         primal = splitting / torch.maximum(image, split).clamp_min(tiny)
-        return _Judged(optimality, float(r), float(primal), float(back / force.clamp_min(tiny)))
+        return _Certificate(optimality, float(r), float(primal), float(back / force.clamp_min(tiny)))

@@ -124,8 +124,8 @@ class TaperedPath:
                 if step > 1:
                     shape = list(kernel.shape)
                     shape[axis] = size
-                    places = torch.arange(0, size, step, device=kernel.device)
-                    kernel = kernel.new_zeros(shape).index_copy(axis % kernel.ndim, places, kernel)
+                    taps = torch.arange(0, size, step, device=kernel.device)
+                    kernel = kernel.new_zeros(shape).index_copy(axis % kernel.ndim, taps, kernel)
             return _transform(kernel, grid, dims, real=real).abs().square()
         return None
 
@@ -186,8 +186,8 @@ def taper(sizes: tuple[int, ...], A: Convolution) -> Tensor:
     real = A.weight.real.dtype
     weight = torch.ones((), dtype=real, device=A.device)
     for n in sizes:
-        place = (torch.arange(n, dtype=torch.float64, device=A.device) + 0.5) / n
-        edge = torch.minimum(place, 1 - place) / (0.5 * _TAPER[A.ndim])
+        position = (torch.arange(n, dtype=torch.float64, device=A.device) + 0.5) / n
+        edge = torch.minimum(position, 1 - position) / (0.5 * _TAPER[A.ndim])
         window = torch.where(edge < 1, 0.5 - 0.5 * torch.cos(math.pi * edge.clamp_max(1)), 1)
         if MODES[A.padding_mode].periodic:
             window = torch.ones_like(window)

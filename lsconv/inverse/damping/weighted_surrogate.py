@@ -88,8 +88,8 @@ class WeightedTaperedPath:
         low = min(high, max(_RATIO**-7 * high, float(self.mean_weights.min())))
         steps = math.ceil(math.log(high / low) / math.log(_RATIO)) if high > 0 else 0
         self.levels = [low * (high / low) ** (k / max(1, steps)) for k in range(steps + 1)]
-        place = (self.mean_weights.clamp(low, high) / low).log() * (steps / math.log(high / low) if steps else 0)
-        self.interpolation = [(1 - (place - k).abs()).clamp_min(0) for k in range(steps + 1)]
+        position = (self.mean_weights.clamp(low, high) / low).log() * (steps / math.log(high / low) if steps else 0)
+        self.interpolation = [(1 - (position - k).abs()).clamp_min(0) for k in range(steps + 1)]
         self.spectrum = self._transform(self.w * self.z / torch.where(self.mean_weights > 0, self.mean_weights, 1))
         size = (self.w.mean(self.dims) * self.s.flatten(-ndim).amax(-1)).amax(-1)
         self.scale = (size / penalty.amax()).sqrt().expand(self.batch)

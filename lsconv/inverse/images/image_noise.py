@@ -85,7 +85,7 @@ class Measurement:
             raise ArgumentError('one_sided: is about the pixels that saturated= names, and of noise="gaussian"')
         if noise not in ("gaussian", "poisson"):
             raise ArgumentError(f'noise: expected "gaussian" or "poisson", got {noise!r}')
-        y, keep, bounded = layout.image(image, model.observed, model.saturated, one_sided=model.one_sided)
+        y, measured, bounded = layout.image(image, model.observed, model.saturated, one_sided=model.one_sided)
         camera = ("background", "gain", "offset", "read_noise")
         maps = {name: layout.map(name, getattr(model, name), image, y) for name in camera}
         for name, value in maps.items():
@@ -99,8 +99,8 @@ class Measurement:
             for name in ("gain", "read_noise"):
                 if bool((maps[name] != (name == "gain")).any()):
                     raise ArgumentError(f'{name}: is of the photons of noise="poisson"; noise_std is in grey levels')
-            y = _zero_where_missing(y - maps["background"] - maps["offset"], keep)
-            rows, common_std, noise_is_map = cls._weights(layout, image, y, keep, noise_std)
+            y = _zero_where_missing(y - maps["background"] - maps["offset"], measured)
+            rows, common_std, noise_is_map = cls._weights(layout, image, y, measured, noise_std)
             if weights is not None:
                 if noise_is_map:
                     raise ArgumentError("weights: a map of noise_std gives them already; give one of the two")
@@ -125,24 +125,24 @@ class Measurement:
         photons = (y - maps["offset"]) / maps["gain"] + maps["read_noise"].square()
         if bool((maps["read_noise"] > 0).any()):
             photons = photons.clamp_min(0)
-        if bool((_zero_where_missing(photons, keep) < 0).any()):
+        if bool((_zero_where_missing(photons, measured) < 0).any()):
             raise ArgumentError("image: counts must be >= 0 for Poisson noise; add back what was subtracted, and give "
                                 "it as background=")  # fmt: skip
         gain = maps["gain"]
-        sensitivity = None if keep is None and bool((gain == 1).all()) else (1 / gain).expand(y.shape)
+        sensitivity = None if measured is None and bool((gain == 1).all()) else (1 / gain).expand(y.shape)
         if sensitivity is not None:
-            sensitivity = _zero_where_missing(sensitivity, keep).contiguous()
-        rows = None if keep is None else keep.to(y.dtype)
+            sensitivity = _zero_where_missing(sensitivity, measured).contiguous()
+        rows = None if measured is None else measured.to(y.dtype)
         expected = maps["background"] / gain + maps["read_noise"].square()
-        y = _zero_where_missing(y - maps["offset"] - maps["background"], keep)
-        return cls(y, rows, None, _zero_where_missing(photons, keep), expected, sensitivity)
+        y = _zero_where_missing(y - maps["offset"] - maps["background"], measured)
+        return cls(y, rows, None, _zero_where_missing(photons, measured), expected, sensitivity)
 
     @staticmethod
     def _weights(
-        layout: Layout, image: Any, y: Tensor, keep: Tensor | None, noise_std: Any
+        layout: Layout, image: Any, y: Tensor, measured: Tensor | None, noise_std: Any
     ) -> tuple[Tensor | None, float | Tensor | None, bool]:
         """Return the factors of the rows, the common standard deviation, and whether ``noise_std`` is a map."""
-        rows = None if keep is None else keep.to(y.real.dtype if y.is_complex() else y.dtype)
+        rows = None if measured is None else measured.to(y.real.dtype if y.is_complex() else y.dtype)
         if noise_std is None:
             return rows, None, False
         sigma = layout.map("noise_std", noise_std, image, y)
@@ -232,8 +232,8 @@ class Measurement:
         return (square.sum(axes) / number) / torch.where(photons > 0, photons, 1)
 
 
-def _zero_where_missing(values: Tensor, keep: Tensor | None) -> Tensor:
-    return values if keep is None else torch.where(keep, values, 0)
+def _zero_where_missing(values: Tensor, measured: Tensor | None) -> Tensor:
+    return values if measured is None else torch.where(measured, values, 0)
 
 
 def _with_rows(A: LinearOperator, rows: Tensor | None) -> LinearOperator:

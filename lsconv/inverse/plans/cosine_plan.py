@@ -93,10 +93,10 @@ class CosinePlan(RefinedPlan):
             self._weights.append(weights.sqrt())
             column = (weights / max(n - 1, 1)).sqrt()
             self._ends.append(torch.stack([column, column * (1 - 2 * (cells % 2))], dim=-1))
-            places = A.dilation[a] * torch.arange(A.kernel_size[a], device=A.device) - A.padding[a][0]
-            turns = (places[:, None] * cells) % max(2 * n - 2, 1)
-            waves = (turns.to(even) * (math.pi / max(n - 1, 1))).cos()
-            self._symbol = torch.tensordot(self._symbol, waves, ([a], [0])).movedim(-1, a)
+            offsets = A.dilation[a] * torch.arange(A.kernel_size[a], device=A.device) - A.padding[a][0]
+            multiples = (offsets[:, None] * cells) % max(2 * n - 2, 1)
+            cosines = (multiples.to(even) * (math.pi / max(n - 1, 1))).cos()
+            self._symbol = torch.tensordot(self._symbol, cosines, ([a], [0])).movedim(-1, a)
         values = self._symbol.abs().flatten(-d - 1)
         largest = values.amax(-1)
         # a zero is computed as rounding, which a tiny damp would amplify

@@ -44,11 +44,11 @@ def lsmr_then_border(A: Convolution, damp: Tensor | float, planes: Planes | None
     case that applies decides:
 
     1. Undamped (some item has ``damp = 0``) and nearly square, the larger of inputs and outputs less than 1.5 times the
-       smaller: no trial.
+       smaller: not tried.
     2. A damped blur of lines or volumes, of stride one and without padding: LSMR preconditioned by the circulant. A
        volume whose expected iterations are too many goes on to the other cases.
     3. A damped blur: LSMR where the bound of conjugate gradients on the iterations is within the limit.
-    4. A limit below :data:`_FEWEST_ITERATIONS`, or an undamped blur of stride one: no trial.
+    4. A limit below :data:`_FEWEST_ITERATIONS`, or an undamped blur of stride one: not tried.
     5. A layer, or an undamped blur with a stride: LSMR.
 
     Args:
