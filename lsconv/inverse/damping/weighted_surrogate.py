@@ -18,6 +18,7 @@ import math
 import torch
 from torch import Tensor
 
+from lsconv.fourier.symbol import Grid
 from lsconv.inverse.damping.paths import Evaluation
 from lsconv.inverse.damping.surrogate import TaperedPath, taper, without_padding
 from lsconv.operators.algebra import Product
@@ -55,31 +56,27 @@ class WeightedTaperedPath:
         w = diagonal.abs().square().double()
         z = torch.where(w > 0, diagonal.conj() * y / torch.where(w > 0, w, 1), 0)
         sizes = tuple(y.shape[-ndim:])
-        self.grid = tuple(good_fft_length(size) for size in sizes)
-        self.dims = tuple(range(-ndim, 0))
-        self.real = not A.is_complex
+        self.grid = Grid(tuple(good_fft_length(size) for size in sizes), real=not A.is_complex)
+        self.dims = self.grid.dims
         window = taper(sizes, A).double()
         total_weight = (w * window).sum(self.dims, keepdim=True)
         level = (z * w * window).sum(self.dims, keepdim=True) / torch.where(total_weight > 0, total_weight, 1)
         z = (z - level) * window * (math.prod(sizes) / window.square().sum()).sqrt()
-        extra = [n for g, m in zip(reversed(self.grid), reversed(sizes), strict=True) for n in (0, g - m)]
+        extra = [n for g, m in zip(reversed(self.grid.sizes), reversed(sizes), strict=True) for n in (0, g - m)]
         self.z, self.w = (torch.nn.functional.pad(t, extra) for t in (z, w))
         self.data_count: int | Tensor = y.shape[0] * self._sum((self.w > 0).double()).sum(-1)
         self.rhs = y.shape[0]
-        power, penalty = (TaperedPath.symbol_power(operator, ndim, self.grid) for operator in (A, L))
+        power, penalty = (TaperedPath.symbol_power(operator, ndim, self.grid.sizes) for operator in (A, L))
         squared_kernel_symbol = TaperedPath.symbol_power(
-            A.with_parameters([A.weight.detach().abs().square().to(A.dtype)]), ndim, self.grid
+            A.with_parameters([A.weight.detach().abs().square().to(A.dtype)]), ndim, self.grid.sizes
         )
         assert power is not None
         assert penalty is not None
         assert squared_kernel_symbol is not None
         self.s, self.p = power, penalty
-        number = torch.ones(power.shape[-ndim:], dtype=torch.float64, device=y.device)
-        if self.real:
-            number[..., 1 : (self.grid[-1] + 1) // 2] = 2
-        self.number = number / math.prod(self.grid)
-        mean = self._inverse_transform(
-            self._transform(self.w.to(self.z.dtype))
+        self.number = self.grid.weights(y.device, torch.float64) / math.prod(self.grid.sizes)
+        mean = self.grid.inverse(
+            self.grid.transform(self.w.to(self.z.dtype))
             * squared_kernel_symbol
             / squared_kernel_symbol.flatten(-ndim)[..., 0].reshape(*squared_kernel_symbol.shape[:-ndim], *(1,) * ndim)
         )
@@ -90,17 +87,9 @@ class WeightedTaperedPath:
         self.levels = [low * (high / low) ** (k / max(1, steps)) for k in range(steps + 1)]
         position = (self.mean_weights.clamp(low, high) / low).log() * (steps / math.log(high / low) if steps else 0)
         self.interpolation = [(1 - (position - k).abs()).clamp_min(0) for k in range(steps + 1)]
-        self.spectrum = self._transform(self.w * self.z / torch.where(self.mean_weights > 0, self.mean_weights, 1))
+        self.spectrum = self.grid.transform(self.w * self.z / torch.where(self.mean_weights > 0, self.mean_weights, 1))
         size = (self.w.mean(self.dims) * self.s.flatten(-ndim).amax(-1)).amax(-1)
         self.scale = (size / penalty.amax()).sqrt().expand(self.batch)
-
-    def _transform(self, z: Tensor) -> Tensor:
-        return torch.fft.rfftn(z, dim=self.dims) if self.real else torch.fft.fftn(z, dim=self.dims)
-
-    def _inverse_transform(self, z: Tensor) -> Tensor:
-        if self.real:
-            return torch.fft.irfftn(z, self.grid, dim=self.dims)
-        return torch.fft.ifftn(z, dim=self.dims)
 
     def _sum(self, values: Tensor) -> Tensor:
         """Sum over the pixels."""
@@ -117,10 +106,10 @@ class WeightedTaperedPath:
             denominator = level * self.s + over * self.p
             f = self.s / torch.where(denominator > 0, denominator, 1)
             f_slope = -f * over * self.p / torch.where(denominator > 0, denominator, 1)
-            fit = fit + share * self._inverse_transform(level * f * self.spectrum)
+            fit = fit + share * self.grid.inverse(level * f * self.spectrum)
             h = h + share * (f * self.number).sum(self.dims, keepdim=True)
             if slope:
-                change = change + share * self._inverse_transform(level * f_slope * self.spectrum)
+                change = change + share * self.grid.inverse(level * f_slope * self.spectrum)
                 h_slope = h_slope + share * (f_slope * self.number).sum(self.dims, keepdim=True)
         excess = (self.w - self.mean_weights).clamp_min(0)
         divisor = 1 + excess * h
