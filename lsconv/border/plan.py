@@ -32,11 +32,10 @@ from lsconv.errors import ConvergenceWarning, DtypeError, MethodError
 from lsconv.fourier.embedding import Embedding
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
-from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
+from lsconv.krylov.loop.certificate import SQUARE_SHARE, NormBounds, NullSpaceBound, RankThreshold, Tolerances
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.null_space import misses_null_part, settle_null_space
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import SQUARE_SHARE, Tolerances
 from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.plan import PATIENCE, Plan
 from lsconv.operators.base import LinearOperator

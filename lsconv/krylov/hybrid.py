@@ -21,13 +21,13 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
+from lsconv.krylov.loop.certificate import default_rtol
 from lsconv.krylov.loop.damping import augmented_rows
 from lsconv.krylov.loop.iteration import iterate
 from lsconv.krylov.loop.method import Method
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import default_rtol
 from lsconv.krylov.lsmr import LSMR
 from lsconv.krylov.projected import Projected
 from lsconv.operators.scipy import OperatorLike

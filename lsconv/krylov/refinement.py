@@ -26,15 +26,13 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, ConvergenceWarning, DtypeError
 from lsconv.krylov.loop.batched_scalars import binary_unit, divide
-from lsconv.krylov.loop.certificate import Certificate
+from lsconv.krylov.loop.certificate import EXCUSED, Certificate, NullSpaceBound, RankThreshold, Tolerances
 from lsconv.krylov.loop.damping import augmented_rows
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
-from lsconv.krylov.loop.evidence import NullSpaceBound, RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.null_space import settle_null_space
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution, Status, report
-from lsconv.krylov.loop.stopping import EXCUSED, Tolerances
 from lsconv.krylov.lsmr import lsmr
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lsconv.fourier.circulant import CirculantPlan, block_circulant
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
-from lsconv.krylov.loop.evidence import NormBounds, RankThreshold
+from lsconv.krylov.loop.certificate import NormBounds, RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.plan import Plan

@@ -14,9 +14,9 @@ from lsconv.factored.axis_channels import AxisAsChannels
 from lsconv.factored.batch_axes import Reduction
 from lsconv.factored.direct_plan import in_double
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
+from lsconv.krylov.loop.certificate import Tolerances
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution, Status, join_parts
-from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.krylov.plan import Plan
 from lsconv.operators.batch_layout import over_items
 

@@ -24,11 +24,10 @@ from lsconv.inverse.plans.lsmr_cost import (
 from lsconv.inverse.plans.planes import Planes, is_one_sided
 from lsconv.krylov.loop.batch_groups import in_groups
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
-from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
+from lsconv.krylov.loop.certificate import EXCUSED, SQUARE_SHARE, NormBounds, NullSpaceBound, RankThreshold, Tolerances
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.options import IterationState
 from lsconv.krylov.loop.solution import Solution, Status
-from lsconv.krylov.loop.stopping import EXCUSED, SQUARE_SHARE, Tolerances
 from lsconv.krylov.lsmr import lsmr
 from lsconv.operators.algebra import Adjoint
 from lsconv.operators.base import LinearOperator

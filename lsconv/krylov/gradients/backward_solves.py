@@ -12,8 +12,8 @@ from torch import Tensor
 from lsconv.errors import ArgumentTypeError, ConvergenceWarning, warn
 from lsconv.krylov.cg import cg
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
+from lsconv.krylov.loop.certificate import Tolerances
 from lsconv.krylov.loop.problem import check_damp
-from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["Inverse", "gram_by_cg", "normal_by_apply", "report_failure", "set_backward_failure_hook"]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.loop.batched_scalars import Scalar, scalar_dtype
-from lsconv.krylov.loop.evidence import RankThreshold
+from lsconv.krylov.loop.certificate import EXCUSED, RankThreshold
 from lsconv.krylov.loop.iteration import iterate
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.lagrange_multipliers import collect_multipliers, pass_multipliers
@@ -29,7 +29,6 @@ from lsconv.krylov.loop.null_space import settle_null_space
 from lsconv.krylov.loop.options import Options
 from lsconv.krylov.loop.problem import Problem
 from lsconv.krylov.loop.solution import History, Solution, report
-from lsconv.krylov.loop.stopping import EXCUSED
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import CACHE_BYTES, broadcast_shapes
 from lsconv.operators.transforms import transforming

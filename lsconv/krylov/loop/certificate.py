@@ -1,12 +1,148 @@
-"""A certificate: the norms that an x is judged by, and the tests that it meets; one scalar per item each."""
+"""The certificate of an x, and the terms of it: tolerances, norms, and facts on the operator.
+
+:class:`~lsconv.krylov.loop.judge.Judge` makes a :class:`Certificate` of :class:`Norms` by :class:`Tolerances`, the
+:class:`NormBounds`, the :class:`RankThreshold` and the :class:`NullSpaceBound` of A. Scalars are one per batch item.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
-from lsconv.krylov.loop.batched_scalars import Scalar, where
+import torch
+from torch import Tensor
 
-__all__ = ["Certificate", "Norms"]
+from lsconv.errors import ArgumentError
+from lsconv.krylov.loop.batched_scalars import Scalar, at_least, where
+
+__all__ = [
+    "EXCUSED",
+    "SQUARE_SHARE",
+    "Certificate",
+    "NormBounds",
+    "Norms",
+    "NullSpaceBound",
+    "RankThreshold",
+    "Tolerances",
+    "default_rtol",
+    "most_condition",
+]
+
+# A gradient within its rounding passes the test if ||x|| is at most ||y|| / (EXCUSED ||A||): a longer x has parts along
+# small singular values, and an error there could hide in that rounding.
+EXCUSED = 0.03
+# The null-space part of x, relative to x, above which an answer of a square or tall A is checked again.
+SQUARE_SHARE = 0.1
+
+
+def most_condition(eps: float) -> float:
+    """The largest condition number that is resolved; the direct methods also treat smaller singular values as zero."""
+    return min(0.1 / eps, 1e12)
+
+
+def default_rtol(dtype: torch.dtype) -> float:
+    """``10 eps^0.75``: 6e-5 in float32, 2e-11 in float64."""
+    return float(10.0 * torch.finfo(dtype).eps ** 0.75)
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """Relative and absolute tolerance of one solve, and the limit of the condition estimate.
+
+    Args:
+        rtol: relative tolerance; None takes :func:`default_rtol` of the dtype.
+        atol: absolute tolerance on the residual, in the units of y.
+        conlim: limit of the condition number; None takes ``0.1 / eps`` of the dtype, at most 1e12: the
+            direct methods take smaller singular values for zero too.
+    """
+
+    rtol: float
+    atol: float
+    conlim: float
+    eps: float
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, rtol: float | None, atol: float, conlim: float | None = None) -> Tolerances:
+        """Fill in the defaults of ``dtype`` and check the values.
+
+        Raises:
+            ArgumentError: for a negative or NaN tolerance.
+        """
+        eps = float(torch.finfo(dtype).eps)
+        rtol = default_rtol(dtype) if rtol is None else float(rtol)
+        conlim = most_condition(eps) if conlim is None else float(conlim)
+        for name, value in (("rtol", rtol), ("atol", float(atol)), ("conlim", conlim)):
+            if not value >= 0:
+                raise ArgumentError(f"{name}: expected a number >= 0, got {value}")
+        return cls(rtol, float(atol), conlim, eps)
+
+    @property
+    def rounding(self) -> float:
+        """The rounding allowed to an iteration: a quarter of eps; 0 where ``rtol`` is below the dtype's precision."""
+        return 0.25 * self.eps if self.rtol >= 10 * self.eps else 0.0
+
+    @property
+    def null_share(self) -> float:
+        """The part in the null space of A that a damped x may have, relative to x: ten times the relative tolerance."""
+        return 10 * max(self.rtol, self.eps)
+
+    def residual_bound(self, y_norm: Scalar) -> Scalar:
+        """The bound that the residual norm has to reach."""
+        return at_least(self.rtol * y_norm, self.atol)
+
+    def gradient_bound(self, operator_norm: Scalar, residual: Scalar) -> Scalar:
+        """The bound that the gradient norm has to reach."""
+        return operator_norm * at_least(self.rtol * residual, self.atol)
+
+
+@dataclass(frozen=True, eq=False)
+class NormBounds:
+    """Bounds of ``||A||``, per item.
+
+    Attributes:
+        lower: a lower bound, if one is known; products with A and its adjoint raise it.
+        upper: an upper bound, for estimates of rounding; None: the lower one.
+        sharper: finds a better lower bound, called only where a test depends on it; None: the power method.
+    """
+
+    lower: Scalar | None = None
+    upper: Scalar | None = None
+    sharper: Callable[[], Scalar] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RankThreshold:
+    """The singular values of A that count as zero.
+
+    Attributes:
+        rcond: those up to ``rcond ||A||`` do, so that no solution is longer than ``||y|| / (rcond ||A||)``, and no
+            longer x makes the rounding larger.
+        length_limit: the rounding allowed grows with ``||x||`` only up to ``||y|| / (length_limit ||A||)``; 0: without
+            a limit. It decides no rank. It is :data:`EXCUSED` where a longer x shows small singular values.
+        truncated: without damping these singular values are cut off: they may leave ``rcond ||A|| ||r||`` of a
+            gradient.
+    """
+
+    rcond: float = 0.0
+    length_limit: float = 0.0
+    truncated: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class NullSpaceBound:
+    """A bound of the part in the null space of A that x may have.
+
+    Attributes:
+        share: the bound of :attr:`Certificate.null_part`; infinity for items whose method finds x in the range of
+            ``A^H``; None: for all.
+        range_eps: epsilon of the arithmetic that computes x as ``A^H z``, so that only its rounding leads into the null
+            space; None: x is not of that form.
+        exists: finds the items for which A may have a null space, called only where the share is exceeded.
+    """
+
+    share: Scalar | None = None
+    range_eps: float | None = None
+    exists: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)

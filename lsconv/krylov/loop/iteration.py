@@ -19,8 +19,7 @@ from torch import Tensor
 
 from lsconv.errors import PreconditionerError
 from lsconv.krylov.loop.batched_scalars import Scalar, any_item, at_least, hypot, unbounded, where
-from lsconv.krylov.loop.certificate import Certificate
-from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
+from lsconv.krylov.loop.certificate import EXCUSED, Certificate, NormBounds, NullSpaceBound, RankThreshold
 from lsconv.krylov.loop.judge import Judge, norm_from_below
 from lsconv.krylov.loop.lagrange_multipliers import record_multipliers
 from lsconv.krylov.loop.method import Cause, Method
@@ -28,7 +27,6 @@ from lsconv.krylov.loop.monitor import Monitor
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem
 from lsconv.krylov.loop.solution import Solution, Status, report
-from lsconv.krylov.loop.stopping import EXCUSED
 from lsconv.operators.batch_layout import select
 
 __all__ = ["iterate"]

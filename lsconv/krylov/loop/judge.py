@@ -37,10 +37,17 @@ from lsconv.krylov.loop.batched_scalars import (
     unbounded,
     where,
 )
-from lsconv.krylov.loop.certificate import Certificate, Norms
-from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
+from lsconv.krylov.loop.certificate import (
+    EXCUSED,
+    Certificate,
+    NormBounds,
+    Norms,
+    NullSpaceBound,
+    RankThreshold,
+    Tolerances,
+    most_condition,
+)
 from lsconv.krylov.loop.solution import History, Solution, Status
-from lsconv.krylov.loop.stopping import EXCUSED, Tolerances, most_condition
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 
