@@ -20,7 +20,7 @@ from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_inverse import NormalInverse
 from lsconv.errors import ConvergenceWarning
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
-from lsconv.krylov.loop.certificate import EXCUSED, Tolerances
+from lsconv.krylov.loop.certificate import LENGTH_LIMIT, Tolerances
 from lsconv.krylov.loop.flexible_direction import FlexibleDirection
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.operators.base import LinearOperator
@@ -184,7 +184,7 @@ class NormalEquations:
         rounding = 4 * torch.finfo(self.A.dtype).eps * (norm * x_norm + self.given_norm)
         if self.A.dtype != self.plan.A.dtype:  # x is stored in float32: where it is short, 5 % of that rounding will do
             stored = 0.05 * self.tolerances.eps * (norm * x_norm + self.given_norm)
-            rounding = torch.where(EXCUSED * norm * x_norm <= self.given_norm, stored, rounding)
+            rounding = torch.where(LENGTH_LIMIT * norm * x_norm <= self.given_norm, stored, rounding)
         if self.beyond_rounding:
             rounding = torch.zeros_like(rounding)
         # the certificate judges the gradient: g, or A^H g on the residual side, where norm bounds what A^H does to it

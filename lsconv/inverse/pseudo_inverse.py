@@ -208,7 +208,7 @@ class PseudoInverse(LinearOperator):
     def _forward(self, y: Tensor, fallback: Fallback | None) -> Tensor:
         if fallback is None:
             return self.plan.apply(y)
-        found = self._answering(fallback).attempt(y=y)
+        found = self._answering(fallback).attempt_apply(y)
         if found is not None and not bool(found[1].any()):
             return found[0]
         healthy = torch.zeros(y.shape[: y.ndim - len(self.in_shape)], dtype=torch.bool, device=y.device)
@@ -218,7 +218,7 @@ class PseudoInverse(LinearOperator):
         """The adjoint of the answer, from the fallback for items that the plan has missed."""
         fallback = self._fallback()
         first = self.plan if fallback is None else self._answering(fallback)
-        found = None if fallback is None else first.attempt(v=v)
+        found = None if fallback is None else first.attempt_adjoint(v)
         if fallback is None or found is None:
             return first.adjoint(v)
         y, missed = found

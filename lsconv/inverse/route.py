@@ -29,7 +29,7 @@ from lsconv.inverse.plans.request import PlanRequest, Rule
 from lsconv.inverse.plans.separable_then_border import SeparableThenBorderPlan
 from lsconv.inverse.plans.small_matrices import SMALL_MATRICES, cheap_small_matrices, small_matrices
 from lsconv.inverse.plans.trial_plan import TrialPlan, trial
-from lsconv.krylov.plan import PATIENCE, PenalisedPlan, Plan
+from lsconv.krylov.plan import FALLBACK_AFTER, PenalisedPlan, Plan
 from lsconv.operators.algebra import Adjoint
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -393,5 +393,5 @@ def fallback_plan(A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: fl
         return None
     if isinstance(first, BorderPlan) and first.inverse.form == "valid" and bool((first.damp > 0).all()):
         return TrialPlan(A, damp, None, preconditioned=True)
-    # the limit of LSMR is PATIENCE after a direct plan, and its default after an iteration, which has failed before
-    return KrylovPlan(A, damp, "lsmr", max_iter=None if first.iterates else PATIENCE)
+    # LSMR after an iteration, which has failed, gets its default limit
+    return KrylovPlan(A, damp, "lsmr", max_iter=None if first.iterates else FALLBACK_AFTER)

@@ -93,9 +93,9 @@ class GolubKahan:
     def _normalise(
         self, raw: Tensor, norm: Scalar | None, active: Scalar, P: LinearOperator | None, space: ItemSpace
     ) -> tuple[Scalar, Tensor, Scalar]:
-        length, image, norm, kernel = normalise(raw, norm, active, P, space)
-        if kernel is not None:
-            self.failure = self.failure | kernel
+        length, image, norm, failure = normalise(raw, norm, active, P, space)
+        if failure is not None:
+            self.failure = self.failure | failure
         return length, image, self.one if norm is None else norm
 
 
@@ -152,8 +152,8 @@ def normalise(
     length = root(square)
     # A nonzero vector of length zero or less, up to rounding, shows that P is not positive definite.
     small = torch.finfo(space.dtype).eps * norm * space.norm(image)
-    kernel = ((square <= small) & (norm > 0) & (active > 0)) * Cause.NOT_DEFINITE
+    failure = ((square <= small) & (norm > 0) & (active > 0)) * Cause.NOT_DEFINITE
     scale = divide(active, length)
     image = image * space.broadcast(scale)  # before raw is scaled in place, because P may have returned its argument
     space.scale(raw, scale)
-    return length, image, norm * scale, kernel
+    return length, image, norm * scale, failure

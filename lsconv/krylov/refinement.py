@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ConvergenceWarning, DtypeError
-from lsconv.krylov.loop.batched_scalars import binary_unit, divide
-from lsconv.krylov.loop.certificate import EXCUSED, Certificate, NullSpaceBound, RankThreshold, Tolerances
+from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
+from lsconv.krylov.loop.certificate import LENGTH_LIMIT, Certificate, NullSpaceBound, RankThreshold, Tolerances
 from lsconv.krylov.loop.damping import augmented_rows
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.judge import Judge
-from lsconv.krylov.loop.null_space import settle_null_space
+from lsconv.krylov.loop.null_space import verify_null_space
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.krylov.lsmr import lsmr
@@ -123,7 +123,7 @@ def refine(
     with torch.no_grad():
         solution = loop.run(max_refinements)
         shortest = functools.partial(loop.shortest, max_refinements=max_refinements)
-        solution = settle_null_space(solution, solution.x, problem.y, problem.A, tolerances, shortest, loop.solution_of)
+        solution = verify_null_space(solution, solution.x, problem.y, problem.A, tolerances, shortest, loop.solution_of)
     report(solution, "refine", raise_on_failure=raise_on_failure)
     return solution
 
@@ -141,26 +141,21 @@ class _Refinement:
         least_norm: bool,
         options: dict[str, Any],
     ) -> None:
-        self.problem, self.solver, self.tolerances, self.square, self.options = (
-            problem,
-            solver,
-            tolerances,
-            square,
-            options,
-        )
+        self.problem, self.solver, self.tolerances = problem, solver, tolerances
+        self.square, self.options = square, options
         # With damping the rows damp I are appended to A, so that the loop solves min ||A x - y|| only.
         self.augmented = problem if problem.damp is None else augmented_rows(problem)
         self.least_norm = least_norm
         self.low: LinearOperator = self.augmented.A.to(dtype=inner_dtype)
         self.inner_dtype = inner_dtype
-        # the length of x is bounded, because the rounding of the inner solves has parts in the null space of A
+        # Rounding of the inner solves along the null space lengthens x, which must not raise the rounding allowed.
         self.judge = Judge(
             problem.A,
             tolerances,
             0.0 if problem.damp is None else problem.damp,
             rounding=tolerances.rounding,
             square=square,
-            rank=RankThreshold(length_limit=EXCUSED),
+            rank=RankThreshold(length_limit=LENGTH_LIMIT),
         )
         self.directions: list[tuple[Tensor, Tensor]] = []
         self.iterations = torch.zeros(problem.batch, dtype=torch.int64, device=problem.A.device)
@@ -268,8 +263,16 @@ class _Refinement:
             d = augmented.A.adjoint(self._solve(self.low.H, d, augmented.domain, running, swap=True))
         return d
 
-    def _solve(self, A: LinearOperator, y: Tensor, space: Any, running: Tensor, swap: bool = False) -> Tensor:
-        """Solve in low precision for a right-hand side scaled to norm one, which keeps it in range."""
+    def _solve(self, A: LinearOperator, y: Tensor, space: ItemSpace, running: Tensor, swap: bool = False) -> Tensor:
+        """Solve in low precision for a right-hand side scaled to norm one, which keeps it in range.
+
+        Args:
+            A: the operator in low precision, or its adjoint.
+            y: the right-hand side.
+            space: the arithmetic of y.
+            running: the items to solve for.
+            swap: A is an adjoint, so that M and N exchange their sides.
+        """
         unit = binary_unit(space.safe_norm(y))
         options = dict(self.options)
         if swap:

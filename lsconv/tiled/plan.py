@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, ShapeError
-from lsconv.krylov.loop.certificate import NormBounds, Tolerances
-from lsconv.krylov.loop.judge import Judge, norm_from_below
+from lsconv.krylov.loop.certificate import NormBounds, Tolerances, norm_from_below
+from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution, report
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound

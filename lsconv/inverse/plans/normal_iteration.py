@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
-from lsconv.krylov.loop.certificate import SQUARE_SHARE, NormBounds, NullSpaceBound
+from lsconv.krylov.loop.certificate import TALL_NULL_SHARE, NormBounds, NullSpaceBound
 from lsconv.krylov.loop.flexible_direction import FlexibleDirection
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
@@ -83,7 +83,7 @@ class NormalIteration(PenalisedPlan):
         """
         tolerances = self.tolerances(rtol, atol)
         data = self.problem.data(y, x_prior)
-        null_share = tolerances.null_share if self.has_null_space else SQUARE_SHARE
+        null_share = tolerances.null_share if self.has_null_space else TALL_NULL_SHARE
         x, iterations, norm = self._least_squares(data, tolerances.rtol, atol, max_iter, null_share=null_share)
         judge = self.problem.judge(
             tolerances,

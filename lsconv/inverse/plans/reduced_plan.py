@@ -108,15 +108,19 @@ class ReducedPlan(Plan):
         x = self.plan.gram_solve(self.reduction.inputs_of(g), rtol=rtol)
         return None if x is None else self.reduction.to_inputs(x)
 
-    def attempt(self, y: Tensor | None = None, v: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
-        """:meth:`apply` to ``y`` or :meth:`adjoint` to ``v``, where the plan for B misses no item."""
-        reduction = self.reduction
-        found = self.plan.attempt(
-            None if y is None else reduction.outputs_of(y), None if v is None else reduction.inputs_of(v)
-        )
+    def attempt_apply(self, y: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Compute :meth:`apply` of ``y``, where the plan for B misses no item; else None."""
+        found = self.plan.attempt_apply(self.reduction.outputs_of(y))
         if found is None or bool(found[1].any()):
             return None
-        return (reduction.to_inputs if y is not None else reduction.to_outputs)(found[0]), found[1].new_zeros(())
+        return self.reduction.to_inputs(found[0]), found[1].new_zeros(())
+
+    def attempt_adjoint(self, v: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Compute :meth:`adjoint` of ``v``, where the plan for B misses no item; else None."""
+        found = self.plan.attempt_adjoint(self.reduction.inputs_of(v))
+        if found is None or bool(found[1].any()):
+            return None
+        return self.reduction.to_outputs(found[0]), found[1].new_zeros(())
 
     def tolerances(self, rtol: float | None, atol: float = 0.0) -> Tolerances:
         """The tolerances of a solve, those of the plan for B."""

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError
-from lsconv.krylov.loop.batched_scalars import Scalar, at_least, where
+from lsconv.krylov.loop.batched_scalars import ItemSpace, OneItem, Scalar, at_least, divide, where
+from lsconv.operators.base import LinearOperator
 
 __all__ = [
-    "EXCUSED",
-    "SQUARE_SHARE",
+    "LENGTH_LIMIT",
+    "TALL_NULL_SHARE",
     "Certificate",
     "NormBounds",
     "Norms",
@@ -26,13 +27,15 @@ __all__ = [
     "Tolerances",
     "default_rtol",
     "most_condition",
+    "norm_from_below",
 ]
 
-# A gradient within its rounding passes the test if ||x|| is at most ||y|| / (EXCUSED ||A||): a longer x has parts along
-# small singular values, and an error there could hide in that rounding.
-EXCUSED = 0.03
-# The null-space part of x, relative to x, above which an answer of a square or tall A is checked again.
-SQUARE_SHARE = 0.1
+# A gradient within its rounding passes the test if ||x|| is at most ||y|| / (LENGTH_LIMIT ||A||): a longer x has parts
+# along small singular values, and an error there could hide in that rounding.
+LENGTH_LIMIT = 0.03
+# The null-space part that x may have, relative to x, where A has no fewer outputs than inputs; with more of it an
+# answer is checked again.
+TALL_NULL_SHARE = 0.1
 
 
 def most_condition(eps: float) -> float:
@@ -110,15 +113,33 @@ class NormBounds:
     sharper: Callable[[], Scalar] | None = None
 
 
+def norm_from_below(A: LinearOperator, steps: int = 6, *, host_scalars: bool = False) -> Scalar:
+    """A lower bound of ``||A||``, per item, by a few steps of the power method from random numbers.
+
+    Args:
+        A: the operator.
+        steps: the number of applications of A.
+        host_scalars: there is one item, and the bound is a Python number.
+    """
+    space = OneItem if host_scalars else ItemSpace
+    domain, codomain = space(A.in_shape, A.dtype, A.device), space(A.out_shape, A.dtype, A.device)
+    generator = torch.Generator(device=A.device).manual_seed(0)
+    v = torch.randn(*A.batch_shape, *A.in_shape, dtype=A.dtype, device=A.device, generator=generator)
+    for _ in range(steps):
+        image = A.apply(v * domain.broadcast(divide(1.0, domain.safe_norm(v))))
+        v = A.adjoint(image)
+    return codomain.safe_norm(image)
+
+
 @dataclass(frozen=True, eq=False)
 class RankThreshold:
     """The singular values of A that count as zero.
 
     Attributes:
-        rcond: those up to ``rcond ||A||`` do, so that no solution is longer than ``||y|| / (rcond ||A||)``, and no
-            longer x makes the rounding larger.
+        rcond: singular values up to ``rcond ||A||`` count as zero. A solution is then at most ``||y|| / (rcond ||A||)``
+            long, and the rounding allowed does not grow beyond that length.
         length_limit: the rounding allowed grows with ``||x||`` only up to ``||y|| / (length_limit ||A||)``; 0: without
-            a limit. It decides no rank. It is :data:`EXCUSED` where a longer x shows small singular values.
+            a limit. It decides no rank. It is :data:`LENGTH_LIMIT` where a longer x shows small singular values.
         truncated: without damping these singular values are cut off: they may leave ``rcond ||A|| ||r||`` of a
             gradient.
     """
@@ -179,8 +200,8 @@ class Certificate:
         residual_ok: the residual meets the tolerance.
         gradient_ok: the gradient meets the tolerance, and the objective is no worse than at x = 0.
         no_worse: the objective is no worse than at x = 0.
-        excused: the gradient misses the tolerance and is within its rounding, and no other test is met: an error
-            along small singular values may hide there.
+        excused: only rounding makes the gradient pass: it exceeds the tolerance but not its rounding error, and no
+            other test is met. An error along small singular values may hide there.
         objective: ``sqrt(||y - Ax||^2 + damp^2 ||x||^2)``.
         null_part: a bound of the part of x in the null space of A, which stands in the gradient times ``damp^2``,
             relative to ``||x|| + rtol ||y|| / ||A||``; infinity without damping.
