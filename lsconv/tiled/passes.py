@@ -54,7 +54,7 @@ class Passes:
         ranks: the processes that share the field.
         threaded: read and write in a thread of its own.
         symmetric: use the Hermitian form of the preconditioner; :class:`Iteration` sets it where convergence is slow.
-        shared: precondition by the inverse of the whole, computed by all ranks, in place of the tiles.
+        whole_inverse: precondition by the inverse of the whole, computed by all ranks, in place of the tiles.
         limits: the memory and the choice of solver for the border of a tile.
 
     Attributes:
@@ -78,11 +78,11 @@ class Passes:
         *,
         threaded: bool,
         symmetric: bool,
-        shared: bool = False,
+        whole_inverse: bool = False,
         limits: Limits | None = None,
     ) -> None:
         self.A, self.terms, self.damp, self.ranks, self.threaded, self.limits = A, terms, damp, ranks, threaded, limits
-        self.symmetric, self.shared = symmetric, shared
+        self.symmetric, self.whole_inverse = symmetric, whole_inverse
         dtype = double(A.dtype)
         self.A_double = A.to(dtype=dtype)
         self.terms_double = [Filter(t.convolution.to(dtype=dtype), t.factor.to(dtype)) for t in terms]
@@ -166,9 +166,9 @@ class Passes:
 
         self._for_each("product", self.gradient_regions, read, work, into)
 
-    def correct(self, g: Field, into: Field, tolerance: float = 1e-4) -> None:
+    def precondition(self, g: Field, into: Field, tolerance: float = 1e-4) -> None:
         """Write the preconditioned ``g``, the borders of tiles solved to a relative ``tolerance``."""
-        if self.shared:
+        if self.whole_inverse:
             self._apply_whole_inverse(g, into, tolerance)
             return
         rows = self.tile_regions.rows()
@@ -346,8 +346,8 @@ class Passes:
             self._convolutions[key] = regions.convolution(kind), terms
         return self._convolutions[key]
 
-    def local_operator(self, region: Region) -> Convolution:
-        """A restricted to a region of gradients."""
+    def gradient_convolution(self, region: Region) -> Convolution:
+        """A restricted to one of :attr:`gradient_regions`."""
         return self._local_operators(self.gradient_regions, region.kind)[0]
 
     def inverse(self, kind: Kind) -> NormalInverse:
@@ -359,8 +359,3 @@ class Passes:
             inverse.factorise_if_cheaper((), 2 * sum(region.kind == kind for region in self.tile_regions.all))
             self._inverses[kind] = inverse
         return self._inverses[kind]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the inverses that have been made."""
-        return sum(inverse.nbytes for inverse in self._inverses.values())

@@ -167,26 +167,17 @@ class PencilSystem:
         Q: the matrices of Q at the frequencies of this rank.
         border: the border.
         definite: Q is positive definite on the border.
-        corner_unknowns: the most unknowns of the corner block of the preconditioner, whose inverse every rank has.
-        restart: basis vectors of GMRES.
     """
 
-    def __init__(
-        self,
-        Q: FrequencyMatrices,
-        border: PencilBorder,
-        *,
-        definite: bool,
-        corner_unknowns: int = 2048,
-        restart: int = 100,
-    ) -> None:
+    def __init__(self, Q: FrequencyMatrices, border: PencilBorder, *, definite: bool) -> None:
         self.Q, self.border, self.definite = Q, border, definite
         self._shares = [self._share(strip) for strip in border.strips]
         self._inverses = [self._inverse(strip, share) for strip, share in zip(border.strips, self._shares, strict=True)]
         self._corner: tuple[Tensor, Tensor, DenseInverse] | None = None
         if len(border.strips) == len(border.grid.sizes) == 2:
-            self._corner = self._corner_block(corner_unknowns)
-        self._restart, self._recycling = restart, Recycling(restart)
+            self._corner = self._corner_block(max_unknowns=2048)  # every rank has the inverse of this block
+        self._restart = 100  # basis vectors, for which pencil_bytes counts
+        self._recycling = Recycling(self._restart)
 
     def solve(self, b: Tensor, tolerance: float, max_iter: int) -> tuple[Tensor, int, float]:
         """Solve to a relative residual; return the unknowns, the iterations, and the residual that was reached."""

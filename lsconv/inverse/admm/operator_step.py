@@ -12,6 +12,7 @@ otherwise it is done by conjugate gradients. The small shift mu that the factors
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Sequence
 
@@ -27,8 +28,9 @@ from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
+from lsconv.operators.elementary import FromFunctions
 from lsconv.operators.varying_convolution import VaryingConvolution
-from lsconv.tiled.schwarz import SchwarzInverse, SchwarzPreconditioner
+from lsconv.tiled.schwarz import SchwarzInverse
 
 __all__ = ["NormalStep"]
 
@@ -75,8 +77,11 @@ class NormalStep:
             self.preconditioner: LinearOperator | None = None
             with contextlib.suppress(MethodError):
                 if isinstance(self.A, VaryingConvolution):
-                    root = rho[0].detach().double().sqrt()
-                    self.preconditioner = SchwarzPreconditioner(SchwarzInverse(self.A, root, L))
+                    A, root = self.A, rho[0].detach().double().sqrt()
+                    apply = functools.partial(SchwarzInverse(A, root, L), tolerance=1e-3)
+                    self.preconditioner = FromFunctions(
+                        A.in_shape, A.in_shape, apply, apply, dtype=A.dtype, device=A.device
+                    )
                 else:
                     self.preconditioner = CirculantPreconditioner(self.stack, side="solution")
             return

@@ -13,7 +13,6 @@ operator takes dozens to hundreds of steps, whose residual may stand still for l
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ __all__ = ["NormalIteration"]
 
 
 class NormalIteration(PenalisedPlan):
-    """Conjugate gradients on the normal equations, for plans that bring a preconditioner, :attr:`inverse`.
+    """Conjugate gradients on the normal equations, for plans that bring a preconditioner.
 
     Args:
         A: the operator.
@@ -40,15 +39,12 @@ class NormalIteration(PenalisedPlan):
         L: the penalty; None: the identity.
 
     Attributes:
-        inverse: the preconditioner, a function of a residual of the normal equations and a relative tolerance whose
-            first result is the preconditioned residual.
         factor_batch: the batch dimensions of the preconditioner.
         has_null_space: A has, or may have, fewer outputs than inputs, so that x may have a part in its null space.
     """
 
     iterates = True
     falls_back_on_lsmr = True
-    inverse: Callable[[Tensor, float], tuple[Any, ...]]
     factor_batch: tuple[int, ...] = ()
     has_null_space: bool = True
 
@@ -61,6 +57,10 @@ class NormalIteration(PenalisedPlan):
         self.space, self.images = (
             ItemSpace(shape, self.precise.dtype, A.device) for shape in (A.in_shape, self.stack.out_shape)
         )
+
+    def precondition(self, g: Tensor, tolerance: float) -> Tensor:
+        """Apply the preconditioner to a residual of the normal equations, to a relative tolerance."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def solve(
@@ -211,7 +211,7 @@ class NormalIteration(PenalisedPlan):
             active = (size > bound(x, image, direction.norm)) & (stalled < 100 + iterations // 2)
             if not bool(active.any()):
                 break
-            z = self.inverse(g, 1e-3)[0]
+            z = self.precondition(g, 1e-3)
             if error_bound is not None:
                 active = active & (space.inner(z, g) > error_bound(x, image))
                 if not bool(active.any()):

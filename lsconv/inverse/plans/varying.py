@@ -52,6 +52,10 @@ class VaryingPlan(NormalIteration):
         self.factor_batch = tuple(self.damp.shape)
         self.has_null_space = rows is not None or A.out_numel < A.in_numel
 
+    def precondition(self, g: Tensor, tolerance: float) -> Tensor:
+        """Apply the Schwarz preconditioner."""
+        return self.inverse(g, tolerance)
+
     @staticmethod
     def serves(A: LinearOperator) -> bool:
         """Tell whether A is a convolution whose kernel varies, with a mask or weights before it or not."""

@@ -62,6 +62,10 @@ class WeightedPlan(NormalIteration):
         self.factor_batch = tuple(self.inverse.embedding.batch_shape)
         self.inverse.factorise_if_cheaper(self.factor_batch, 10)
 
+    def precondition(self, g: Tensor, tolerance: float) -> Tensor:
+        """Apply the inverse of the normal operator of the mean weight."""
+        return self.inverse(g, tolerance)[0]
+
     def _null_suspects(self, x: Tensor, data: Tensor, null_share: float) -> Tensor:
         """Mark the items whose x may have a larger part in the null space of A than its share.
 
@@ -74,7 +78,7 @@ class WeightedPlan(NormalIteration):
         space = self.space
         g = self.stack.adjoint(data - self.stack.apply(x)) - space.broadcast(self.mu) * x
         unit = binary_unit(space.safe_norm(g))
-        part = space.norm(self.inverse(g * space.broadcast(1 / unit), 1e-3)[0]) * unit / self.mean
+        part = space.norm(self.precondition(g * space.broadcast(1 / unit), 1e-3)) * unit / self.mean
         part = part + 1e-3 * space.safe_norm(g) / self.mu
         return ~(part <= null_share * space.norm(x))
 
