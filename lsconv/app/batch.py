@@ -20,9 +20,12 @@ import lsconv
 from lsconv.app.arguments import UsageError
 from lsconv.app.image_io import ImageFileError
 
-__all__ = ["Outcome", "describe", "print_error", "process_files"]
+__all__ = ["Advance", "Outcome", "describe", "print_error", "process_files"]
 
+# A function that is told the stage, the items done and the items in all.
 Advance = Callable[[str, int, int], None]
+# The work on one file, of the image to read, the one to write and an Advance: it returns a line about the file written,
+# and whether every solve converged.
 Work = Callable[[Path, Path, Advance], tuple[str, bool]]
 
 
