@@ -197,7 +197,7 @@ class _ResidualEstimate:
 
     def __init__(self, process: GolubKahan) -> None:
         self.value = self.betadd = process.beta
-        self.betad = self.thetatilde = self.tautilde = self.zeta = self.lost = 0 * process.one
+        self.betad = self.thetatilde = self.tautilde = self.zeta = self.damped_away = 0 * process.one
         self.rhod = process.one
 
     def update(
@@ -210,9 +210,10 @@ class _ResidualEstimate:
         rhobar: Scalar,
         zeta: Scalar,
     ) -> Scalar:
+        """Return the norm after one more step, given its rotations; ``chat, shat`` are None without damping."""
         betaacute = self.betadd
         if chat is not None and shat is not None:
-            self.lost = hypot(self.lost, shat * self.betadd)
+            self.damped_away = hypot(self.damped_away, shat * self.betadd)
             betaacute = chat * self.betadd
         betahat = c * betaacute
         self.betadd = -s * betaacute
@@ -224,7 +225,7 @@ class _ResidualEstimate:
         self.tautilde = divide(self.zeta - thetatildeold * self.tautilde, rhotilde)
         taud = divide(zeta - self.thetatilde * self.tautilde, self.rhod)
         self.zeta = zeta
-        self.value = hypot(hypot(self.lost, self.betad - taud), self.betadd)
+        self.value = hypot(hypot(self.damped_away, self.betad - taud), self.betadd)
         return self.value
 
 
@@ -239,6 +240,7 @@ class _TrackedResidual:
         self.weighted = process.beta
 
     def update(self, back: Scalar, forward: Scalar, along: Scalar) -> Scalar:
+        """Return the norm after one more step, given its factors of h-bar, x and h."""
         space, process = self.space, self.process
         assert process.av is not None
         assert process.M is not None

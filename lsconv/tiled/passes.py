@@ -86,11 +86,11 @@ class Passes:
         dtype = double(A.dtype)
         self.A_double = A.to(dtype=dtype)
         self.terms_double = [Filter(t.convolution.to(dtype=dtype), t.factor.to(dtype)) for t in terms]
-        reach = [
+        halo = [
             max([k - 1, *(t.convolution.kernel_extent[a] - 1 for t in terms)]) for a, k in enumerate(A.kernel_extent)
         ]
         others = [t.convolution for t in terms]
-        self.gradient_regions = Regions(self.A_double, axes, reach, wraps, others)
+        self.gradient_regions = Regions(self.A_double, axes, halo, wraps, others)
         self.tile_regions = Regions(self.A_double, axes, [max(o, 1) for o in overlap], wraps, others)
         self.step = 0
         self.tick: Callable[[str], None] = lambda stage: None
@@ -135,14 +135,14 @@ class Passes:
             core = region.inside
             penalty = self._penalty(self.gradient_regions, region.kind, part)[core]
             g = A.adjoint(residual)[core] - self.damp**2 * penalty
-            here = part[core]
-            squares = (data[outputs], residual[outputs], g, here)
+            x_core = part[core]
+            squares = (data[outputs], residual[outputs], g, x_core)
             found = [values.square().sum() for values in squares]
-            found += [(here * penalty).sum(), image[outputs].square().sum()]
+            found += [(x_core * penalty).sum(), image[outputs].square().sum()]
             sums.add_(torch.stack(found))
             return g
 
-        self._for_each("gradient", self.gradient_regions, read, work, into)
+        self._run_pass("gradient", self.gradient_regions, read, work, into)
         y_norm, residual, gradient, x_norm, penalty, image = self.ranks.total(sums).clamp_min(0).sqrt().tolist()
         return Norms(
             y=y_norm, x=x_norm, residual=residual, gradient=gradient, penalty=penalty, operator=divide(image, x_norm)
@@ -164,7 +164,7 @@ class Passes:
             core = region.inside
             return back[core] + self.damp**2 * self._penalty(self.gradient_regions, region.kind, part)[core]
 
-        self._for_each("product", self.gradient_regions, read, work, into)
+        self._run_pass("product", self.gradient_regions, read, work, into)
 
     def precondition(self, g: Field, into: Field, tolerance: float = 1e-4) -> None:
         """Write the preconditioned ``g``, the borders of tiles solved to a relative ``tolerance``."""
@@ -185,11 +185,11 @@ class Passes:
             return self.inverse(region.kind)(part * window, tolerance)[0] * window
 
         if not self.symmetric:
-            self._for_each("tiles", self.tile_regions, read, restricted, into)
+            self._run_pass("tiles", self.tile_regions, read, restricted, into)
             return
         self.update([into], lambda z: [torch.zeros_like(z)])
         self.ranks.open_remote_sums(into, rows)
-        self._for_each("tiles", self.tile_regions, read, symmetric, into, add=True)
+        self._run_pass("tiles", self.tile_regions, read, symmetric, into, add=True)
         self.ranks.send_remote_sums(into, rows)
 
     def _apply_whole_inverse(self, g: Field, into: Field, tolerance: float) -> None:
@@ -232,7 +232,7 @@ class Passes:
             found = self.inverse(region.kind)(A.adjoint(inputs[0]), tolerance)[0]
             return found[region.inside]
 
-        self._for_each("tiles", self.tile_regions, read, work, into, done=done, written=written)
+        self._run_pass("tiles", self.tile_regions, read, work, into, done=done, written=written)
 
     def update(
         self, fields: Sequence[Field], work: Callable[..., Sequence[Tensor | None]], reads: int | None = None
@@ -253,7 +253,7 @@ class Passes:
 
     # ------------------------------------------------------------------ reading, computing, writing
 
-    def _for_each(
+    def _run_pass(
         self,
         stage: str,
         regions: Regions,

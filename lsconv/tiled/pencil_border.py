@@ -239,19 +239,19 @@ class PencilSystem:
         while overlap > 0 and self._corner_size(overlap) > max_unknowns:
             overlap -= max(1, overlap // 8)
         windows = [self._window(a, overlap) for a in range(2)]
-        numbers, places, firsts = [], [], []
+        indices, places, channels = [], [], []
         offset = 0
         for strip, other in ((border.strips[0], 1), (border.strips[1], 0)):
             flags = torch.zeros(strip.mask.shape, dtype=torch.bool)
             near = torch.isin(strip.place, windows[strip.axis])
             flags[near.nonzero(), windows[other]] = True
             cells = (flags & (strip.mask.cpu() > 0)).nonzero()
-            numbers.append(offset + cells[:, 0] * grid.sizes[other] + cells[:, 1])
+            indices.append(offset + cells[:, 0] * grid.sizes[other] + cells[:, 1])
             across, along = strip.place[cells[:, 0]], cells[:, 1]
             places.append(torch.stack([across, along] if strip.axis == 0 else [along, across], dim=1))
-            firsts.append(strip.channel[cells[:, 0]])
+            channels.append(strip.channel[cells[:, 0]])
             offset += strip.mask.numel()
-        index, place, channel = torch.cat(numbers), torch.cat(places), torch.cat(firsts)
+        index, place, channel = torch.cat(indices), torch.cat(places), torch.cat(channels)
         inner = [self._window(a, overlap // 2) for a in range(2)]
         within = torch.isin(place[:, 0], inner[0]) & torch.isin(place[:, 1], inner[1])
         m = self.Q.matrices

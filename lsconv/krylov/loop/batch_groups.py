@@ -56,7 +56,7 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
     if size >= items:
         start, extract = build(problem)
         solution = iterate(problem, options, start, extract=extract, square=square, name=name, quiet=True)
-        solution = _checked_null_space(solution, problem, options, build)
+        solution = _verified_null_space(solution, problem, options, build)
         report(solution, name, raise_on_failure=options.raise_on_failure)
         return solution
     solutions, multipliers = [], []
@@ -70,12 +70,12 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
     found = [z for z in multipliers if z is not None]
     if len(found) == len(solutions):
         pass_multipliers(solution.x, torch.cat(found).reshape(*problem.batch, *problem.A.out_shape))
-    solution = _checked_null_space(solution, problem, options, build)
+    solution = _verified_null_space(solution, problem, options, build)
     report(solution, name, raise_on_failure=options.raise_on_failure)
     return solution
 
 
-def _checked_null_space(solution: Solution, problem: Problem, options: Options, build: Setup) -> Solution:
+def _verified_null_space(solution: Solution, problem: Problem, options: Options, build: Setup) -> Solution:
     """Compare the items that may have a part in the null space of A with the shortest solution."""
     tolerances = options.tolerances
     judge = Judge(problem.A, tolerances, solution.damp, rounding=tolerances.rounding,
