@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, ConvergenceWarning, DtypeError
+from lsconv.errors import ArgumentError, DtypeError, unreported
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
 from lsconv.krylov.loop.certificate import LENGTH_LIMIT, Certificate, NullSpaceBound, RankThreshold, Tolerances
 from lsconv.krylov.loop.damping import augmented_rows
@@ -215,8 +214,7 @@ class _Refinement:
             if not bool(excused.any()):
                 break
             r = augmented.residual(x, excused)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
+            with unreported():
                 correction = self.solver(augmented.A, r, rtol=self.tolerances.rtol, check_finite=False, **options)
             self.iterations = self.iterations + correction.iterations * excused
             before = augmented.codomain.safe_norm(r)
@@ -278,9 +276,8 @@ class _Refinement:
         if swap:
             options["M"], options["N"] = options.pop("N", None), options.pop("M", None)
         scaled = (y * space.broadcast(running / unit)).to(self.inner_dtype)
-        with warnings.catch_warnings():
-            # An inner solve need not converge, because its result is judged in float64.
-            warnings.simplefilter("ignore", ConvergenceWarning)
+        # An inner solve need not converge, because its result is judged in float64.
+        with unreported():
             solution = self.solver(A, scaled, check_finite=False, **options)
         self.iterations = self.iterations + solution.iterations
         x = torch.nan_to_num(solution.x.to(y.dtype))

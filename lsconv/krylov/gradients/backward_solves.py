@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentTypeError, ConvergenceWarning, warn
+from lsconv.errors import ArgumentTypeError, ConvergenceWarning, unreported, warn
 from lsconv.krylov.cg import cg
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
 from lsconv.krylov.loop.certificate import Tolerances
@@ -112,8 +112,8 @@ def normal_by_apply(
     best, passed = torch.full_like(g_norm + mu, torch.inf), torch.zeros_like(g_norm + mu, dtype=torch.bool)
     remainder = g
     while True:  # ends when no step halves the residual of an item any more
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the residual is checked below
+        # the residual is checked below
+        with unreported():
             x = apply(image, rtol)
         step = (remainder - x) * domain.broadcast(1 / mu)
         v_new = step if v is None else v + step
@@ -161,6 +161,5 @@ def gram_by_cg(
     """
     if forward_iterations is not None:
         max_iter = min(2 * forward_iterations + 20, 10_000 if max_iter is None else max_iter)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with unreported():
         return cg(A.H @ A, g, M=N, rtol=rtol, max_iter=max_iter, check_finite=False).x

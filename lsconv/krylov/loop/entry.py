@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import inspect
 import numbers
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
@@ -17,7 +16,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning
+from lsconv.errors import ArgumentError, ArgumentTypeError, unreported
 from lsconv.krylov.loop.problem import accept_operator
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
@@ -72,8 +71,7 @@ def serves_empty_batches(
             for n in shapes:
                 given[n] = with_item_of(given[n], given[n].ndim - ndims[n], 0 if ndims[n] else 1)
             given = {n: value for n, value in given.items() if n not in _ABOUT_ITEMS}
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
+            with unreported():
                 return without_item(function(**{**given, first: A}), batch)
 
         return cast(_Function, run)

@@ -298,7 +298,7 @@ class Judge:
         x, y, damp = x.expand(*batch, *A.in_shape), y.expand(*batch, *A.out_shape), damp.expand(batch)
         answer = x if prior is None else prior + x
         answer = answer if self.dtype is None else answer.to(self.dtype)
-        returned = answer.to(x.dtype) if prior is None else answer.to(x.dtype) - prior
+        x_rounded = answer.to(x.dtype) if prior is None else answer.to(x.dtype) - prior
         # a single item on the CPU has Python numbers for scalars
         host_scalars = batch.numel() == 1 and type(x) is type(y) is Tensor and A.device.type == "cpu"
         judge = replace(self, damp=damp)
@@ -314,7 +314,7 @@ class Judge:
             converged = certificate.converged
             rounded = no_item(converged)
         else:
-            certificate, before_rounding = judge._certify_rounded(x, returned, y, prior_norm, host_scalars)
+            certificate, before_rounding = judge._certify_rounded(x, x_rounded, y, prior_norm, host_scalars)
             converged = certificate.converged
             rounded = no_item(converged)
             if before_rounding is not certificate:
@@ -357,7 +357,7 @@ class Judge:
         )
 
     def _certify_rounded(
-        self, x: Tensor, returned: Tensor, y: Tensor, prior_norm: Scalar | None, host_scalars: bool
+        self, x: Tensor, x_rounded: Tensor, y: Tensor, prior_norm: Scalar | None, host_scalars: bool
     ) -> tuple[Certificate, Certificate]:
         """Certify x rounded to its dtype, and, where that leaves a doubt, x before rounding.
 
@@ -367,7 +367,7 @@ class Judge:
         # Rounding x changes its gradient, which is allowed unless x is long.
         length_limit = max(self.rank.rcond, self.rank.length_limit, LENGTH_LIMIT)
         storing = replace(self, rounding=self.tolerances.eps, rank=RankThreshold(length_limit=length_limit))
-        certificate = storing.certify(returned, y, prior_norm=prior_norm, host_scalars=host_scalars, sharpen=False)
+        certificate = storing.certify(x_rounded, y, prior_norm=prior_norm, host_scalars=host_scalars, sharpen=False)
         doubtful = certificate.converged == 0
         if self.judges_unrounded:
             doubtful = doubtful | certificate.excused
