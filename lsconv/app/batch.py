@@ -1,4 +1,4 @@
-"""The loop over many files: progress, processes, and a line about everything amiss."""
+"""The loop over many files: progress, processes, and a line for every error and warning."""
 
 from __future__ import annotations
 
@@ -94,6 +94,7 @@ def process_files(
 def _outcomes(
     work: Work, images: Sequence[Path], targets: Sequence[Path], jobs: int, advance: Advance
 ) -> Iterator[Outcome]:
+    """Process the files here, or shared among ``jobs`` processes; the outcomes come in the order of the files."""
     if jobs <= 1:
         for image, target in zip(images, targets, strict=True):
             yield _attempt(work, image, target, advance)

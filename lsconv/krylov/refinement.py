@@ -284,6 +284,7 @@ class _Refinement:
         return x * over_items(unit.to(x.dtype), x.ndim - unit.ndim)
 
     def _finish(self, x: Tensor, limit: Tensor, doubtful: Tensor) -> Solution:
+        """Certify x, given the items that the limit has stopped, and those in doubt."""
         problem = self.problem
         x = x.masked_fill(problem.domain.broadcast(problem.zero).bool(), 0)
         x = x.masked_fill(problem.domain.broadcast(problem.nonfinite).bool(), torch.nan)

@@ -177,7 +177,7 @@ class Norms:
         gradient: ``||A^H (y - Ax) - damp^2 L^H L x||``.
         penalty: ``||Lx||``, of the identity that of x.
         operator: a lower bound of ``||A||`` from the vectors met.
-        prior: norm of the prior, where x and y are what a prior leaves of them; None: there is none.
+        prior: norm of the prior that was subtracted from x, and its image from y; None: there was none.
     """
 
     y: Scalar

@@ -146,6 +146,7 @@ def checks_numbers(function: _Function) -> _Function:
 
 
 def _number(name: str, value: Any, kind: type[Any], least: float) -> Any:
+    """Check a number of this kind, or a tensor of one, and return it."""
     given = value
     if isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex():
         value = value.item()
@@ -159,6 +160,7 @@ def _number(name: str, value: Any, kind: type[Any], least: float) -> Any:
 
 
 def _bounds(bounds: Any) -> tuple[Any, Any]:
+    """Check the lowest and the highest value, and return both."""
     try:
         low, high = bounds
     except (TypeError, ValueError, RuntimeError):

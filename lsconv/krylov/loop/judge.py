@@ -99,7 +99,7 @@ class Judge:
         Args:
             x: ``(*batch, *in_shape)``; not finite, it converges nowhere.
             y: ``(*batch, *out_shape)``.
-            prior_norm: norm of the prior, where x and y are what a prior leaves of them: they carry its rounding.
+            prior_norm: norm of the prior that was subtracted from x, and its image from y: they carry its rounding.
             host_scalars: there is one item, and scalars are Python numbers, here and in the certificate.
             sharpen: find a better bound of ``||A||`` where a test depends on it.
         """
@@ -322,19 +322,18 @@ class Judge:
                 if self.judges_unrounded:
                     converged = converged & (before_rounding.converged | (certificate.excused == 0))
         zero = certificate.data_norm == 0
-        doubtful = no_item(converged)
-        if self.null_space.share is not None:
-            doubtful = (converged | rounded) & (zero == 0) & judge.exceeds_null_share(before_rounding)
-            if self.null_space.exists is not None and any_item(doubtful):
-                exists = self.null_space.exists()
-                doubtful = doubtful & (bool(exists) if host_scalars else exists)
+        doubtful = judge._null_space_suspects((converged | rounded) & (zero == 0), before_rounding, host_scalars)
         code = otherwise.code if isinstance(otherwise, Status) else otherwise
-        codes = where(rounded, Status.ROUNDED.code, _number(code) if host_scalars else code)
-        codes = where(certificate.gradient_ok & converged, Status.GRADIENT.code, codes)
-        codes = where(certificate.residual_ok, Status.RESIDUAL.code, codes)
-        codes = where(doubtful, Status.RANK_DEFICIENT.code, codes)
-        codes = where(zero & converged, Status.ZERO.code, codes)
-        codes = where(unbounded(certificate.residual_norm), Status.NON_FINITE.code, codes)
+        codes: Scalar = _number(code) if host_scalars else code
+        for items, status in (
+            (rounded, Status.ROUNDED),
+            (certificate.gradient_ok & converged, Status.GRADIENT),
+            (certificate.residual_ok, Status.RESIDUAL),
+            (doubtful, Status.RANK_DEFICIENT),
+            (zero & converged, Status.ZERO),
+            (unbounded(certificate.residual_norm), Status.NON_FINITE),
+        ):
+            codes = where(items, status.code, codes)
 
         def per_item(values: Scalar, dtype: torch.dtype | None = None) -> Tensor:
             if host_scalars and not isinstance(values, Tensor):
@@ -355,6 +354,16 @@ class Judge:
             history=history,
             excused=excused,
         )
+
+    def _null_space_suspects(self, items: Scalar, certificate: Certificate, host_scalars: bool) -> Scalar:
+        """The items, of these, whose x may have too large a part in a null space that A may have."""
+        if self.null_space.share is None:
+            return no_item(items)
+        suspects = items & self.exceeds_null_share(certificate)
+        if self.null_space.exists is not None and any_item(suspects):
+            exists = self.null_space.exists()
+            suspects = suspects & (bool(exists) if host_scalars else exists)
+        return suspects
 
     def _certify_rounded(
         self, x: Tensor, x_rounded: Tensor, y: Tensor, prior_norm: Scalar | None, host_scalars: bool
