@@ -160,7 +160,7 @@ class StackedPlan(PenalisedPlan):
         tolerances = self.tolerances(rtol, atol)
         factors = self.inverse.factorise_if_cheaper(tuple(batch))
         if factors is not None:
-            data_alone = self.problem.data_beside_prior(y, x_prior)
+            data_alone = self.problem.data_without_prior(y, x_prior)
             x = factors.solution(data_alone) / over_items(self.unit, len(self.A.in_shape))
             solution = self._certified(y, x, x_prior, tolerances)
             if needs_no_iteration(solution):

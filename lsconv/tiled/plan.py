@@ -69,7 +69,7 @@ class Plan:
             its channels; None: everywhere.
 
     Attributes:
-        memory: bytes of memory that a solve takes, about, on every rank.
+        memory: an estimate of the bytes that a solve takes on every rank.
         path: "tiles"; "whole" for one border solve of the whole image, by the first rank; "pencil" for one that all
             ranks share.
         why: the reason of that choice.

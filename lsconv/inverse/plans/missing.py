@@ -126,7 +126,7 @@ class MissingPlan(PenalisedPlan):
             max_iter: limit on the iterations on the missing outputs.
         """
         tolerances = self.tolerances(rtol, atol)
-        data = self.problem.data_beside_prior(y, x_prior)
+        data = self.problem.data_without_prior(y, x_prior)
         x, iterations, may_leave_range = self._filled_in(data, tolerances, max_iter)
         judge = self.problem.judge(
             tolerances,
