@@ -23,7 +23,7 @@ from lsconv.border.cost_model import Factorise, Limits
 from lsconv.border.plan import BorderPlan
 from lsconv.errors import MethodError, PlanMemoryError, PreconditionerError
 from lsconv.inverse.plans.lsmr_then_border import LsmrThenBorderPlan
-from lsconv.krylov.loop.stopping import default_rtol
+from lsconv.krylov.loop.certificate import default_rtol
 from lsconv.operators.dtypes import default_rcond, direct_rtol
 
 __all__ = ["WAYS", "Case", "Way", "solve"]

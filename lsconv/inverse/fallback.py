@@ -19,7 +19,7 @@ from lsconv.inverse.plans.route_costs import Planes
 from lsconv.inverse.route import border_plan, singular_value_plan
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.solution import Solution, Status
-from lsconv.krylov.plan import PATIENCE, PenalisedPlan, Plan
+from lsconv.krylov.plan import FALLBACK_AFTER, PenalisedPlan, Plan
 from lsconv.operators.algebra import Adjoint
 from lsconv.operators.base import LinearOperator
 
@@ -102,8 +102,8 @@ def fallback_plan(A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: fl
         return None
     if isinstance(first, BorderPlan) and first.inverse.form == "valid" and bool((first.damp > 0).all()):
         return CertifiedLsmrPlan(A, damp, preconditioned=True)
-    # the limit of LSMR is PATIENCE after a direct plan, and its default after an iteration, which has failed before
-    return KrylovPlan(A, damp, "lsmr", max_iter=None if first.iterates else PATIENCE)
+    # LSMR after an iteration, which has failed, gets its default limit
+    return KrylovPlan(A, damp, "lsmr", max_iter=None if first.iterates else FALLBACK_AFTER)
 
 
 def _border_after(A: LinearOperator, damp: Tensor | float, first: Plan) -> Plan | None:

@@ -210,7 +210,7 @@ class PseudoInverse(LinearOperator):
         if self.fallback is None:
             return self.plan.apply(y), self.plan
         first = self._first_plan(self.fallback)
-        found = first.attempt(y=y)
+        found = first.attempt_apply(y)
         if found is not None and not bool(found[1].any()):
             return found[0], first
         nonfinite = torch.zeros(y.shape[: y.ndim - len(self.in_shape)], dtype=torch.bool, device=y.device)
@@ -222,7 +222,7 @@ class PseudoInverse(LinearOperator):
         if self.fallback is None:
             return self.plan.adjoint(v)
         first = self._first_plan(self.fallback)
-        found = first.attempt(v=v)
+        found = first.attempt_adjoint(v)
         if found is None:
             return first.adjoint(v)
         y, missed = found

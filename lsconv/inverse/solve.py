@@ -61,7 +61,7 @@ def solve(
         )
     if fallback is not None and max_iter is None:
         # a plan stops early where LSMR may take over its items, which LSMR does not for an rcond of the user's
-        options["max_iter"] = fallback.first.innermost.patience if fallback.rcond is None else None
+        options["max_iter"] = fallback.first.innermost.fallback_after if fallback.rcond is None else None
     with unreported():
         solution, backward = plan.solve(y, **options), plan
     if fallback is not None and not solution.all_converged:

@@ -25,8 +25,8 @@ from lsconv.inverse.solve import without_items
 from lsconv.krylov.gradients.attach import LeastSquares, attach
 from lsconv.krylov.gradients.backward_solves import Inverse
 from lsconv.krylov.gradients.parameters import parameters_of, rebuild
+from lsconv.krylov.loop.certificate import NormBounds
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
-from lsconv.krylov.loop.evidence import NormBounds
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.problem import Problem, accept_operator, accept_penalty, as_complex, check_damp, prepare
 from lsconv.krylov.loop.solution import Solution, Status, report

@@ -28,6 +28,7 @@ from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.difference import Gradient
 from lsconv.operators.dtypes import double
 from lsconv.operators.padding_modes import MODES
+from lsconv.tiled.certificate import batch_solution
 from lsconv.tiled.field import ArrayLike, Field
 from lsconv.tiled.plan import Plan
 from lsconv.tiled.progress import Progress
@@ -116,21 +117,17 @@ def tiled_total_variation(
         target = plan.field(out, operator.spatial_in, plan.x_rows, item)
         with torch.no_grad():
             found.append(problem.solve(data, target, rtol, max_iter, progress))
-
-    def column(values: Sequence[Any], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=operator.device).reshape(batch)
-
     met = [bool(certificate.optimality.met(rtol)) for certificate, _ in found]
     codes = [(Status.OPTIMALITY if good else Status.ITERATION_LIMIT).code for good in met]
-    solution = Solution(
-        x=out,  # type: ignore[arg-type]
-        codes=column(codes, torch.int64),
-        converged=column(met, torch.bool),
-        iterations=column([count for _, count in found], torch.int64),
-        residual_norm=column([certificate.residual for certificate, _ in found], torch.float64),
-        gradient_norm=column([float(certificate.optimality.gradient_norm) for certificate, _ in found], torch.float64),
-        damp=column([weight] * len(found), torch.float64),
-    )
+    solution = batch_solution(
+        out, batch, operator.device,
+        codes=codes,
+        converged=met,
+        iterations=[count for _, count in found],
+        residual_norm=[certificate.residual for certificate, _ in found],
+        gradient_norm=[float(certificate.optimality.gradient_norm) for certificate, _ in found],
+        damp=weight,
+    )  # fmt: skip
     report(solution, plan)
     return solution
 
@@ -180,7 +177,7 @@ class _TiledVariation:
         penalty = Gradient(A.in_shape, ndim=A.ndim, dtype=A.dtype, device=A.device)
         self.plan = Plan(A, damp=math.sqrt(rho), L=penalty, **self.tiles)
         self.plan.channels = self.channels
-        self.exact = self.plan.passes.shared or self.plan.strategy.first_pass_error < 1e-4
+        self.exact = self.plan.passes.whole_inverse or self.plan.strategy.first_pass_error < 1e-4
         region = (A.c_in, *self.plan.passes.gradient_regions.size)
         self.G = Gradient(region, ndim=A.ndim, dtype=self.double, device=A.device)
         self.term = sparsity_term(self.G, torch.tensor(self.weight, dtype=self.double, device=A.device), self.groups)
@@ -274,7 +271,7 @@ class _TiledVariation:
         """One iteration from ``x[0], s[0]`` to ``x[1], s[1]``."""
         passes, (g, d, w) = self.plan.passes, work
         self._forces(x[0], s[0], y, g)
-        passes.correct(g, d, 1e-4)
+        passes.precondition(g, d, 1e-4)
         length = 1.0 if self.exact else self._length(g, d, w)
         passes.ranks.exchange(d, passes.gradient_regions.rows())
         with passes.ranks.raise_on_all():
@@ -292,7 +289,8 @@ class _TiledVariation:
             passes.ranks.exchange(field, passes.gradient_regions.rows())
         with passes.ranks.raise_on_all():
             for region in passes.gradient_regions.all:
-                A, part, v = passes.local_operator(region), self._read(x, region), self._image(self._read(s, region))
+                A, part = passes.gradient_convolution(region), self._read(x, region)
+                v = self._image(self._read(s, region))
                 data = y.read(passes.gradient_regions.outputs(region), A.spatial_out, self.double)
                 if not bool(torch.isfinite(data.sum())):
                     raise NonFiniteError(f"y: contains NaN or infinity in what tile {region.tile} reads")
@@ -330,7 +328,7 @@ class _TiledVariation:
             passes.ranks.exchange(field, passes.gradient_regions.rows())
         with passes.ranks.raise_on_all():
             for region in passes.gradient_regions.all:
-                A, core = passes.local_operator(region), region.inside
+                A, core = passes.gradient_convolution(region), region.inside
                 part = self._read(x, region).to(self.A.dtype).to(self.double)
                 r = A.apply(part) - y.read(passes.gradient_regions.outputs(region), A.spatial_out, self.double)
                 v = self.G.apply(part)

@@ -105,7 +105,7 @@ class SchwarzInverse:
 
     # ------------------------------------------------------------------ the inverse
 
-    def __call__(self, g: Tensor, tolerance: float) -> tuple[Tensor]:
+    def __call__(self, g: Tensor, tolerance: float) -> Tensor:
         """Apply the preconditioner to ``g``, ``(*batch, *in_shape)``, the borders of tiles solved to ``tolerance``."""
         A = self.A
         margins = [(axis.margin, axis.margin) for axis in self.layout.axes]
@@ -117,7 +117,7 @@ class SchwarzInverse:
             parts = read_windows(x, group.starts, group.windows.shape[-A.ndim :]) * group.windows
             found = group.inverse(parts.to(group.inverse.convolution.dtype), tolerance)[0].to(x.dtype)
             z = z + add_windows(found * group.windows * group.scale, group.starts, field)
-        return (pad_adjoint(z.squeeze(-A.ndim - 1) if A.shared else z, margins, "circular"),)
+        return pad_adjoint(z.squeeze(-A.ndim - 1) if A.shared else z, margins, "circular")
 
     # ------------------------------------------------------------------ the tiles
 

@@ -12,6 +12,7 @@ otherwise it is done by conjugate gradients. The small shift mu that the factors
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -76,8 +77,8 @@ class NormalStep:
             with contextlib.suppress(MethodError):
                 if isinstance(self.A, VaryingConvolution):
                     root = rho[0].detach().double().sqrt()
-                    tiles = SchwarzInverse(self.A, root, L)
-                    shape, apply = self.A.in_shape, lambda g: tiles(g, 1e-3)[0]
+                    apply = functools.partial(SchwarzInverse(self.A, root, L), tolerance=1e-3)
+                    shape = self.A.in_shape
                     self.preconditioner = FromFunctions(
                         shape, shape, apply, apply, dtype=self.A.dtype, device=self.A.device
                     )

@@ -23,7 +23,7 @@ from lsconv.inverse.admm.operator_step import NormalStep
 from lsconv.inverse.admm.optimality import Optimality, optimality
 from lsconv.inverse.admm.proximal import Bounds, Term, box_term
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
-from lsconv.krylov.loop.judge import norm_from_below
+from lsconv.krylov.loop.certificate import norm_from_below
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution

@@ -9,7 +9,7 @@ from lsconv.errors import unreported
 from lsconv.factored.direct_plan import in_double
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
-from lsconv.krylov.loop.evidence import RankThreshold
+from lsconv.krylov.loop.certificate import RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.plan import Plan

@@ -14,10 +14,16 @@ from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.inverse.plans.krylov_plan import KrylovPlan
 from lsconv.krylov.loop.batch_groups import in_groups
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
-from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
+from lsconv.krylov.loop.certificate import (
+    LENGTH_LIMIT,
+    TALL_NULL_SHARE,
+    NormBounds,
+    NullSpaceBound,
+    RankThreshold,
+    Tolerances,
+)
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution, Status
-from lsconv.krylov.loop.stopping import EXCUSED, SQUARE_SHARE, Tolerances
 from lsconv.krylov.lsmr import lsmr
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.dtypes import direct_rtol
@@ -70,7 +76,7 @@ class CertifiedLsmrPlan(KrylovPlan):
         rounding = torch.finfo(A.dtype).eps if self.N is None else None
         harmless, null_share = found.damp == 0, tolerances.null_share
         if rounding is None:
-            null_share = null_share if A.in_numel > A.out_numel else SQUARE_SHARE
+            null_share = null_share if A.in_numel > A.out_numel else TALL_NULL_SHARE
         elif norm is not None:
             harmless = _rounding_is_harmless(found.damp, norm, rounding, tolerances)
         judge = Judge(
@@ -80,7 +86,7 @@ class CertifiedLsmrPlan(KrylovPlan):
             self.dtype,
             rounding=Tolerances.of(A.dtype, tolerances.rtol, 0.0).rounding,
             norm=NormBounds(norm, sharper=None if norm is None or self.M or self.N else lambda: norm),
-            rank=RankThreshold(length_limit=EXCUSED),
+            rank=RankThreshold(length_limit=LENGTH_LIMIT),
             null_space=NullSpaceBound(torch.where(harmless, torch.inf, null_share), rounding),
         )
         judged = judge.solution(

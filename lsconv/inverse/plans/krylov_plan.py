@@ -20,10 +20,9 @@ from lsconv.krylov.craig import craig
 from lsconv.krylov.gmres import gmres
 from lsconv.krylov.gradients.backward_solves import gram_by_cg, normal_by_apply
 from lsconv.krylov.hybrid import hybrid
-from lsconv.krylov.loop.evidence import NormBounds
+from lsconv.krylov.loop.certificate import NormBounds, default_rtol
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution, Status, report
-from lsconv.krylov.loop.stopping import default_rtol
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.minres import minres

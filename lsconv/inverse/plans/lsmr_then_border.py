@@ -21,9 +21,9 @@ from lsconv.inverse.plans.route_costs import (
     iterations_needed,
 )
 from lsconv.krylov.loop.batched_scalars import divide
+from lsconv.krylov.loop.certificate import Tolerances
 from lsconv.krylov.loop.options import IterationState
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.algebra import Adjoint
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound

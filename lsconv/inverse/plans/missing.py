@@ -29,10 +29,9 @@ from lsconv.errors import MethodError
 from lsconv.fourier.embedding import Embedding
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
-from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound
+from lsconv.krylov.loop.certificate import NormBounds, NullSpaceBound, Tolerances
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.krylov.plan import PenalisedPlan, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
@@ -127,7 +126,7 @@ class MissingPlan(PenalisedPlan):
             max_iter: limit on the iterations on the missing outputs.
         """
         tolerances = self.tolerances(rtol, atol)
-        data = self.problem.data_beside_prior(y, x_prior)
+        data = self.problem.data_without_prior(y, x_prior)
         x, iterations, may_leave_range = self._filled_in(data, tolerances, max_iter)
         judge = self.problem.judge(
             tolerances,

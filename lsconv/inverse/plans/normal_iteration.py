@@ -13,7 +13,6 @@ operator takes dozens to hundreds of steps, whose residual may stand still for l
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +22,10 @@ from lsconv.border.normal_problem import Request, least_shift
 from lsconv.border.penalty import common_grid_filters
 from lsconv.errors import MethodError
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
-from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound
+from lsconv.krylov.loop.certificate import TALL_NULL_SHARE, NormBounds, NullSpaceBound
 from lsconv.krylov.loop.flexible_direction import FlexibleDirection
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import SQUARE_SHARE
 from lsconv.krylov.plan import PenalisedPlan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
@@ -41,7 +39,7 @@ __all__ = ["NormalIteration", "VaryingPlan", "WeightedPlan"]
 
 
 class NormalIteration(PenalisedPlan):
-    """Conjugate gradients on the normal equations, for plans that bring a preconditioner, :attr:`inverse`.
+    """Conjugate gradients on the normal equations, for plans that bring a preconditioner.
 
     Args:
         A: the operator.
@@ -49,15 +47,12 @@ class NormalIteration(PenalisedPlan):
         L: the penalty; None: the identity.
 
     Attributes:
-        inverse: the preconditioner, a function of a residual of the normal equations and a relative tolerance whose
-            first result is the preconditioned residual.
         factor_batch: the batch dimensions of the preconditioner.
         has_null_space: A has, or may have, fewer outputs than inputs, so that x may have a part in its null space.
     """
 
     iterates = True
     falls_back_on_lsmr = True
-    inverse: Callable[[Tensor, float], tuple[Any, ...]]
     factor_batch: tuple[int, ...] = ()
     has_null_space: bool = True
 
@@ -70,6 +65,10 @@ class NormalIteration(PenalisedPlan):
         self.space, self.images = (
             ItemSpace(shape, self.precise.dtype, A.device) for shape in (A.in_shape, self.stack.out_shape)
         )
+
+    def precondition(self, g: Tensor, tolerance: float) -> Tensor:
+        """Apply the preconditioner to a residual of the normal equations, to a relative tolerance."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def solve(
@@ -92,7 +91,7 @@ class NormalIteration(PenalisedPlan):
         """
         tolerances = self.tolerances(rtol, atol)
         data = self.problem.data(y, x_prior)
-        null_share = tolerances.null_share if self.has_null_space else SQUARE_SHARE
+        null_share = tolerances.null_share if self.has_null_space else TALL_NULL_SHARE
         x, iterations, norm = self._least_squares(data, tolerances.rtol, atol, max_iter, null_share=null_share)
         judge = self.problem.judge(
             tolerances,
@@ -220,7 +219,7 @@ class NormalIteration(PenalisedPlan):
             active = (size > bound(x, image, direction.norm)) & (stalled < 100 + iterations // 2)
             if not bool(active.any()):
                 break
-            z = self.inverse(g, 1e-3)[0]
+            z = self.precondition(g, 1e-3)
             if error_bound is not None:
                 active = active & (space.inner(z, g) > error_bound(x, image))
                 if not bool(active.any()):
@@ -276,6 +275,10 @@ class WeightedPlan(NormalIteration):
         self.factor_batch = tuple(self.inverse.embedding.batch_shape)
         self.inverse.factorise_if_cheaper(self.factor_batch, 10)
 
+    def precondition(self, g: Tensor, tolerance: float) -> Tensor:
+        """Apply the inverse of the normal operator of the mean weight."""
+        return self.inverse(g, tolerance)[0]
+
     def _null_suspects(self, x: Tensor, data: Tensor, null_share: float) -> Tensor:
         """Mark the items whose x may have a larger part in the null space of A than its share.
 
@@ -288,7 +291,7 @@ class WeightedPlan(NormalIteration):
         space = self.space
         g = self.stack.adjoint(data - self.stack.apply(x)) - space.broadcast(self.mu) * x
         unit = binary_unit(space.safe_norm(g))
-        part = space.norm(self.inverse(g * space.broadcast(1 / unit), 1e-3)[0]) * unit / self.mean
+        part = space.norm(self.precondition(g * space.broadcast(1 / unit), 1e-3)) * unit / self.mean
         part = part + 1e-3 * space.safe_norm(g) / self.mu
         return ~(part <= null_share * space.norm(x))
 
@@ -336,6 +339,10 @@ class VaryingPlan(NormalIteration):
         self.inverse = SchwarzInverse(core, self.damp, penalty, weights, refuse_if_slower=refuse_if_slower)
         self.factor_batch = tuple(self.damp.shape)
         self.has_null_space = rows is not None or A.out_numel < A.in_numel
+
+    def precondition(self, g: Tensor, tolerance: float) -> Tensor:
+        """Apply the Schwarz preconditioner."""
+        return self.inverse(g, tolerance)
 
     @staticmethod
     def serves(A: LinearOperator) -> bool:

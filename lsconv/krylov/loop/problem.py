@@ -206,9 +206,9 @@ def prepare(
     damped = damping.expand(batch) if bool((damping > 0).any()) else None
     # values of a DTensor, or under a function transform, cannot be read on the host cheaply
     host_scalars = host_scalars and A.device.type == "cpu" and math.prod(batch) == 1 and type(y) is Tensor
-    plain = damped is None and M is None and N is None and x0 is None
-    plain = plain and multipliers_wanted(A)
-    return Problem(A, y, x0, damped, M, N, torch.Size(batch), nonfinite, host_scalars, plain)
+    undisturbed = damped is None and M is None and N is None and x0 is None  # x is the answer of least norm
+    multipliers = undisturbed and multipliers_wanted(A)
+    return Problem(A, y, x0, damped, M, N, torch.Size(batch), nonfinite, host_scalars, multipliers)
 
 
 def _preconditioner(name: str, P: Any, shape: tuple[int, ...], A: LinearOperator) -> LinearOperator | None:

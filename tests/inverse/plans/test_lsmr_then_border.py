@@ -405,14 +405,14 @@ def test_preconditioned_lsmr_solves_for_items_that_the_border_of_a_volume_leaves
     y = torch.randn(2, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     plan = BorderPlan(A, 1e-3)
     fallback = Fallback(A, 1e-3, plan)
-    assert plan.patience is not None
+    assert plan.fallback_after is not None
     other = fallback.plan
     assert type(other) is CertifiedLsmrPlan
     nonfinite = torch.zeros(2, dtype=torch.bool)
     with pytest.warns(lsconv.ConvergenceWarning):
         solution, _ = solve(plan, y, nonfinite, fallback=fallback, max_iter=3)
     assert not solution.converged.any()  # the limit of the user's is one for all
-    plan.patience = 3
+    plan.fallback_after = 3
     solution, _ = solve(plan, y, nonfinite, fallback=fallback)
     assert solution.converged.all()
     M = A.to_dense()
