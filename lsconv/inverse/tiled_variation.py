@@ -89,6 +89,8 @@ def tiled_total_variation(
         >>> bool(solution.converged), bool((solution.x - x).abs().max() < 0.2)
         (True, True)
     """
+    if max_iter < 1:
+        raise ArgumentError(f"max_iter: expected an integer >= 1, got {max_iter}")
     if not 0 < float(weight) < math.inf:
         raise ArgumentError(f"weight: expected a finite number > 0, got {weight}; without a penalty use tiled.Plan")
     if tiles.get("observed") is not None:
@@ -115,15 +117,15 @@ def tiled_total_variation(
         target = plan.field(out, operator.spatial_in, plan.x_rows, item)
         with torch.no_grad():
             found.append(problem.solve(data, target, rtol, max_iter, progress))
-    met = [bool(judged.optimality.met(rtol)) for judged, _ in found]
+    met = [bool(certificate.optimality.met(rtol)) for certificate, _ in found]
     codes = [(Status.OPTIMALITY if good else Status.ITERATION_LIMIT).code for good in met]
     solution = batch_solution(
         out, batch, operator.device,
         codes=codes,
         converged=met,
         iterations=[count for _, count in found],
-        residual_norm=[judged.residual for judged, _ in found],
-        gradient_norm=[float(judged.optimality.gradient_norm) for judged, _ in found],
+        residual_norm=[certificate.residual for certificate, _ in found],
+        gradient_norm=[float(certificate.optimality.gradient_norm) for certificate, _ in found],
         damp=weight,
     )  # fmt: skip
     report(solution, plan)
@@ -131,7 +133,7 @@ def tiled_total_variation(
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _Certificate:
     """The certificate of an x, with the residuals that the iteration balances its penalty by."""
 
     optimality: Optimality
@@ -180,7 +182,7 @@ class _TiledVariation:
         self.G = Gradient(region, ndim=A.ndim, dtype=self.double, device=A.device)
         self.term = sparsity_term(self.G, torch.tensor(self.weight, dtype=self.double, device=A.device), self.groups)
 
-    def solve(self, y: Field, out: Field, rtol: float, max_iter: int, progress: bool) -> tuple[_Judged, int]:
+    def solve(self, y: Field, out: Field, rtol: float, max_iter: int, progress: bool) -> tuple[_Certificate, int]:
         """Solve for one item; returns the certificate and the iterations."""
         A, plan = self.A, self.plan
         options = {"channels": True, "wraps": plan.wraps, "first": plan.x_rows.start, "device": A.device}
@@ -189,23 +191,23 @@ class _TiledVariation:
             vectors = Storage(folder, "", (A.c_in, *shape), self.double, size=A.spatial_in, **options)
             splits = Storage(folder, "", (A.ndim * A.c_in, *shape), self.double, size=A.spatial_in, **options)
             try:
-                x, judged, count = self._iterate(vectors, splits, y, rtol, max_iter, bar)
+                x, certificate, count = self._iterate(vectors, splits, y, rtol, max_iter, bar)
                 self.plan.passes.update([x, out], lambda here: [None, here], reads=1)
             finally:
                 vectors.remove()
                 splits.remove()
-        return judged, count
+        return certificate, count
 
     def _iterate(
         self, vectors: Storage, splits: Storage, y: Field, rtol: float, max_iter: int, bar: Progress
-    ) -> tuple[Field, _Judged, int]:
+    ) -> tuple[Field, _Certificate, int]:
         """Iterate from zero until the certificate is met, and return x, its certificate and the iterations."""
         x, s = (
             [vectors.vector(f"x-{name}") for name in ("even", "odd")],
             [splits.vector(f"x-split-{name}") for name in ("even", "odd")],
         )
         work = [vectors.vector(name) for name in ("g", "direction", "image")]
-        self._begin(y, bar)
+        self._exchange_data(y, bar)
         self.plan.passes.update([x[0], s[0]], lambda u, v: [torch.zeros_like(u), torch.zeros_like(v)])
         # the first step solves the quadratic problem, the size of whose differences is that of the first threshold
         self._step(x, s, y, work, 1.0)
@@ -223,16 +225,17 @@ class _TiledVariation:
             self.plan.passes.step = k
             if k % 10 and k != max_iter:
                 continue
-            judged = self._judged(x[0], s, y)
-            if bool(judged.optimality.met(rtol)) or k == max_iter:
-                return x[0], judged, k
+            certificate = self._certificate_of(x[0], s, y)
+            if bool(certificate.optimality.met(rtol)) or k == max_iter:
+                return x[0], certificate, k
             # the schedule of changes of rho, and the ratio of residuals, are those of :func:`admm`
-            ratio = min(max(4 * judged.primal / max(judged.dual, 1e-30), 1e-2), 1e2)
+            ratio = min(max(4 * certificate.primal / max(certificate.dual, 1e-30), 1e-2), 1e2)
             if k in (10, 20, 40, 80, 160, 320) and not 1 / 3 <= ratio <= 3:
                 self._rescale(min(max(self.rho * math.sqrt(ratio), first / 100), first * 100), s[0], y, bar)
-        raise ArgumentError(f"max_iter: expected an integer >= 1, got {max_iter}")
+        raise AssertionError("the loop returns at max_iter")
 
-    def _begin(self, y: Field, bar: Progress) -> None:
+    def _exchange_data(self, y: Field, bar: Progress) -> None:
+        """Give every rank the rows of y that its tiles read, and show the progress of the passes."""
         passes = self.plan.passes
         passes.tick = bar.tick
         self.plan.ranks.exchange(y, passes.gradient_regions.output_rows())
@@ -248,7 +251,7 @@ class _TiledVariation:
 
         self.plan.passes.update([s], scaled)
         self._set_penalty(rho)
-        self._begin(y, bar)
+        self._exchange_data(y, bar)
 
     # ------------------------------------------------------------------ passes
 
@@ -318,7 +321,7 @@ class _TiledVariation:
         self.plan.passes.update([s], add)
         return float(self.plan.ranks.total(total).sqrt())
 
-    def _judged(self, x: Field, s: list[Field], y: Field) -> _Judged:
+    def _certificate_of(self, x: Field, s: list[Field], y: Field) -> _Certificate:
         """The certificate of x, rounded as it is returned, and the residuals of ADMM after the last step."""
         passes, sums = self.plan.passes, torch.zeros(11, dtype=self.double, device=self.A.device)
         for field in (x, *s):
@@ -353,4 +356,4 @@ class _TiledVariation:
             gradient_norm=gradient, objective=objective, forces=largest,
         )  # fmt: skip
         primal = splitting / torch.maximum(image, split).clamp_min(tiny)
-        return _Judged(optimality, float(r), float(primal), float(back / force.clamp_min(tiny)))
+        return _Certificate(optimality, float(r), float(primal), float(back / force.clamp_min(tiny)))

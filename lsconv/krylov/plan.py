@@ -30,9 +30,12 @@ class Plan:
         iterates: its iterations apply A, and max_iter limits them; plans for products and adjoints of A then do not
             use it.
         never_misses: no iteration that could fail; every answer has the accuracy of the factors.
+        gives_way_to_border: the border solves for the items that this plan leaves unconverged, and for all once it is
+            :attr:`exhausted`.
         falls_back_on_lsmr: LSMR solves for the items of a large A that this plan leaves unconverged; False: nothing.
         fallback_after: the most iterations on an item before the fallback solves for it; None: no limit.
         exhausted: the solves so far have cost as much as the setup of the fallback, which solves from now on.
+        solved: the number of right-hand sides so far, where the plan counts them.
         rtol: the relative tolerance of a solve that is given none; None: :meth:`default_rtol` of the dtype.
         x_in_range_of_adjoint: x is computed as ``A^H z``, so that only rounding leads out of the range of
             ``A^H``; asked only of plans that do not iterate.
@@ -43,9 +46,11 @@ class Plan:
     options: frozenset[str] = frozenset()
     iterates: ClassVar[bool] = False
     never_misses: ClassVar[bool] = False
+    gives_way_to_border: ClassVar[bool] = False
     falls_back_on_lsmr: ClassVar[bool] = False
     fallback_after: int | None = None
     exhausted: bool = False
+    solved: int = 0
     rtol: float | None = None
     x_in_range_of_adjoint: bool = True
 

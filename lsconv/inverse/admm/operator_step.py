@@ -12,15 +12,13 @@ otherwise it is done by conjugate gradients. The small shift mu that the factors
 from __future__ import annotations
 
 import contextlib
-import functools
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lsconv.border.stacked_plan import StackedPlan
-from lsconv.errors import ConvergenceWarning, MethodError, PlanMemoryError
+from lsconv.errors import MethodError, PlanMemoryError, unreported
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.inverse.admm.proximal import Term
 from lsconv.krylov.cg import cg
@@ -77,10 +75,11 @@ class NormalStep:
             self.preconditioner: LinearOperator | None = None
             with contextlib.suppress(MethodError):
                 if isinstance(self.A, VaryingConvolution):
-                    A, root = self.A, rho[0].detach().double().sqrt()
-                    apply = functools.partial(SchwarzInverse(A, root, L), tolerance=1e-3)
+                    root = rho[0].detach().double().sqrt()
+                    tiles = SchwarzInverse(self.A, root, L)
+                    shape, apply = self.A.in_shape, lambda g: tiles(g, 1e-3)
                     self.preconditioner = FromFunctions(
-                        A.in_shape, A.in_shape, apply, apply, dtype=A.dtype, device=A.device
+                        shape, shape, apply, apply, dtype=self.A.dtype, device=self.A.device
                     )
                 else:
                     self.preconditioner = CirculantPreconditioner(self.stack, side="solution")
@@ -99,8 +98,7 @@ class NormalStep:
     def _solve(self, g: Tensor) -> Tensor:
         """Solve the normal equations for ``g`` to a few digits, starting from the previous x."""
         if self.plan is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
+            with unreported():
                 gradient = g - self.normal.apply(self.x)
                 return self.x + cg(self.normal, gradient, M=self.preconditioner, rtol=_REDUCTION, max_iter=50).x
         square = self.plan.unit.double() ** 2

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lsconv.errors import ConvergenceWarning
+from lsconv.errors import unreported
 from lsconv.factored.axis_channels import AxisAsChannels
 from lsconv.factored.batch_axes import Reduction
 from lsconv.factored.direct_plan import in_double
@@ -50,8 +49,7 @@ class ReducedPlan(Plan):
         Where axes of the image are batch axes of B, an item has converged if each of its slices has.
         """
         reduction = self.reduction
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
+        with unreported():
             parts = self.plan.solve(reduction.outputs_of(y), rtol=rtol, atol=atol, max_iter=max_iter)
         solution = replace(parts, x=reduction.to_inputs(parts.x))
         if reduction.folded:

@@ -21,7 +21,7 @@ from lsconv.operators.dtypes import remedy
 from lsconv.operators.observed import observed
 from lsconv.operators.scipy import OperatorLike
 
-__all__ = ["Problem", "accept_operator", "as_complex", "prepare"]
+__all__ = ["Problem", "accept_operator", "accept_penalty", "as_complex", "prepare"]
 
 
 def accept_operator(A: OperatorLike, b: Any = None, name: str = "A") -> LinearOperator:
@@ -59,6 +59,19 @@ def accept_operator(A: OperatorLike, b: Any = None, name: str = "A") -> LinearOp
     if not isinstance(A, (LinearOperator, Tensor)):
         operator = operator.to(b.device)
     return operator.for_dtype(b.dtype)
+
+
+def accept_penalty(L: OperatorLike, A: LinearOperator) -> LinearOperator:
+    """``L`` as a LinearOperator on the inputs of A, in A's dtype where it has none of its own.
+
+    Raises:
+        ShapeError: it takes other inputs.
+        ArgumentTypeError, DeviceError: as :func:`accept_operator`.
+    """
+    L = accept_operator(L, name="L").for_dtype(A.dtype)
+    if L.in_shape != A.in_shape:
+        raise ShapeError(f"L: in_shape {L.in_shape} differs from that of A, {A.in_shape}")
+    return L
 
 
 def as_complex(tensor: Any, A: LinearOperator) -> Any:
