@@ -6,11 +6,11 @@ Every exception derives from :class:`LsconvError` and from the builtin that a ca
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 __all__ = [
     "ArgumentError",
@@ -102,9 +102,9 @@ def warn(message: str, category: type[Warning] = ConvergenceWarning) -> None:
     warnings.warn_explicit(message, category, frame.f_code.co_filename, frame.f_lineno, name, registry)
 
 
-@contextmanager
+@contextlib.contextmanager
 def unreported() -> Iterator[None]:
-    """A context without :class:`ConvergenceWarning`, for inner solves whose result is judged elsewhere."""
+    """Silence :class:`ConvergenceWarning` in an inner solve, whose result is judged elsewhere."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield

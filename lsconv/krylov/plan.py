@@ -101,7 +101,7 @@ class Plan:
         return self.apply(y), torch.zeros((), dtype=torch.bool, device=y.device)
 
     def attempt_adjoint(self, v: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Compute :meth:`adjoint` of ``v``, and mark the items that missed the tolerance; None as above."""
+        """Compute :meth:`adjoint` of ``v``, and mark the items that missed the tolerance; None where unknown."""
         if not self.never_misses:
             return None
         return self.adjoint(v), torch.zeros((), dtype=torch.bool, device=v.device)
@@ -145,7 +145,12 @@ class PenalisedPlan(Plan):
         atol: float = 0.0,
         max_iter: int | None = None,
     ) -> Solution:
-        """Solve for ``y`` and the prior, ``(*batch, *in_shape)``, and certify the answer; the rest as above."""
+        """Solve for ``y``, and certify the answer.
+
+        Args:
+            x_prior: what the penalty pulls to, ``(*batch, *in_shape)``; None: zero.
+            y, rtol, atol, max_iter: as for :meth:`Plan.solve`.
+        """
         raise NotImplementedError
 
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:

@@ -12,7 +12,6 @@ otherwise it is done by conjugate gradients. The small shift mu that the factors
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -77,8 +76,8 @@ class NormalStep:
             with contextlib.suppress(MethodError):
                 if isinstance(self.A, VaryingConvolution):
                     root = rho[0].detach().double().sqrt()
-                    apply = functools.partial(SchwarzInverse(self.A, root, L), tolerance=1e-3)
-                    shape = self.A.in_shape
+                    tiles = SchwarzInverse(self.A, root, L)
+                    shape, apply = self.A.in_shape, lambda g: tiles(g, 1e-3)
                     self.preconditioner = FromFunctions(
                         shape, shape, apply, apply, dtype=self.A.dtype, device=self.A.device
                     )
@@ -107,9 +106,9 @@ class NormalStep:
         inverse = self.plan.inverse  # its factors may be of higher precision than the data
         inverse.factorise_if_cheaper(tuple(g.shape[: g.ndim - len(self.stack.in_shape)]))
         embedding = inverse.embedding
-        mu = inverse.mu.expand(embedding.blocks).reshape(*embedding.batch_shape, embedding.groups)
+        mu = inverse.shift.expand(embedding.blocks).reshape(*embedding.batch_shape, embedding.groups)
         g = g + self._per_channel(mu, self.x) * self.x
-        x, _, self.start = inverse.solve_from(g.to(inverse.convolution.dtype), self.tolerance, 200, self.start)
+        x, _, self.start = inverse.continued(g.to(inverse.convolution.dtype), self.tolerance, 200, self.start)
         return x.to(g.dtype)
 
     def _per_channel(self, values: Tensor, x: Tensor) -> Tensor:
