@@ -109,7 +109,8 @@ class NormalEquationsPlan(RefinedPlan):
         v = v.to(self._factor.dtype).unsqueeze(-1).expand(*self._batch, n, 1)
         for _ in range(6):
             v = torch.cholesky_solve(v / torch.linalg.vector_norm(v, dim=(-2, -1), keepdim=True), self._factor)
-        return torch.linalg.vector_norm(v, dim=(-2, -1)).reciprocal()
+        growth: Tensor = torch.linalg.vector_norm(v, dim=(-2, -1))
+        return growth.reciprocal()
 
     def _near_normal(self, g: Tensor) -> Tensor:
         item = self.A.in_shape

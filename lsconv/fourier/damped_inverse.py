@@ -51,7 +51,8 @@ class DampedInverse:
         self.embedding, self._mu = embedding, damp.double().square()
         self._wide = embedding.out_channels < embedding.in_channels
         self._B: LinearOperator = A.H if self._wide else A  # has no more columns than rows
-        self._to_grid, self._from_grid = embedding.inputs_to_grid, embedding.inputs_from_grid
+        self._to_grid: Callable[[Tensor], Tensor] = embedding.inputs_to_grid
+        self._from_grid: Callable[[Tensor, tuple[int, ...]], Tensor] = embedding.inputs_from_grid
         if self._wide:
             self._to_grid, self._from_grid = embedding.outputs_to_grid, embedding.outputs_from_grid
         matrices = _transposed_gram(A, embedding, wide=self._wide)

@@ -96,7 +96,8 @@ class FrequencyInverse:
 def singular_values_by_frequency(matrices: Tensor) -> Tensor:
     """The singular values of matrices ``(..., rows, columns)``, descending: ``(..., min(rows, columns))``."""
     if min(matrices.shape[-2:]) == 1:  # a row or a column has one, its length
-        return torch.linalg.vector_norm(matrices, dim=(-2, -1)).unsqueeze(-1)
+        length: Tensor = torch.linalg.vector_norm(matrices, dim=(-2, -1))
+        return length.unsqueeze(-1)
     values: Tensor = torch.linalg.svdvals(matrices)
     return values
 
@@ -248,8 +249,9 @@ def _eliminate(S: Tensor, mu: Tensor, least: Tensor, unstable: Tensor, rtol: flo
     Returns:
         The inverses ``(matrices, columns, rows)``, the indices of the rejected matrices, and these matrices.
     """
-    inverse, rejected = S if S.shape[-2] == S.shape[-1] else S.mT.new_empty(S.mT.shape), []
+    inverse = S if S.shape[-2] == S.shape[-1] else S.mT.new_empty(S.mT.shape)
     eps = torch.finfo(mu.dtype).eps
+    rejected = []
     for part in chunks(S):
         found, amplification = _inverse_by_elimination(S[part], mu[part])
         smallest = 1 / frobenius(found)  # a lower bound of the smallest singular value
