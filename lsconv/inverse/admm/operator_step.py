@@ -106,9 +106,9 @@ class NormalStep:
         inverse = self.plan.inverse  # its factors may be of higher precision than the data
         inverse.factorise_if_cheaper(tuple(g.shape[: g.ndim - len(self.stack.in_shape)]))
         embedding = inverse.embedding
-        mu = inverse.shift.expand(embedding.blocks).reshape(*embedding.batch_shape, embedding.groups)
+        mu = inverse.mu.expand(embedding.blocks).reshape(*embedding.batch_shape, embedding.groups)
         g = g + self._per_channel(mu, self.x) * self.x
-        x, _, self.start = inverse.continued(g.to(inverse.convolution.dtype), self.tolerance, 200, self.start)
+        x, _, self.start = inverse.solve_from(g.to(inverse.convolution.dtype), self.tolerance, 200, self.start)
         return x.to(g.dtype)
 
     def _per_channel(self, values: Tensor, x: Tensor) -> Tensor:

@@ -185,7 +185,7 @@ class SparseProblem:
         done = max_iter // 2
         other = self._in_operators(x0=first.x)
         second = other.run(rtol, max_iter - done, callback and (lambda k, x: callback(k + done, x)))
-        duals = [torch.zeros_like(self.y)] * (other.skipped - self.terms_in_step) + second.duals
+        duals = [torch.zeros_like(self.y)] * (other.terms_in_step - self.terms_in_step) + second.duals
         return concatenate(first, replace(second, duals=duals), done)
 
     def _run(

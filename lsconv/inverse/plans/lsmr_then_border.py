@@ -148,7 +148,7 @@ class LsmrThenBorderPlan(CertifiedLsmrPlan):
         self.max_iterations, self.expected = max_iterations, expected
         self.total = self.solved = 0
 
-    def solve(self, y: Tensor, **options: Any) -> Solution:  # type: ignore[override]
+    def solve(self, y: Tensor, **options: Any) -> Solution:
         """The solution for ``y``, ``(*batch, *out_shape)``; the options are rtol, atol and max_iter."""
         solution = super().solve(y, **options)
         self._count(solution)
