@@ -57,8 +57,8 @@ class Border:
             for a, places in enumerate(axes):
                 self.on_axis[a][channel, places] = True
         mask = torch.zeros(self.channels, *grid, dtype=torch.bool)
-        for a, places in enumerate(self.on_axis):
-            mask |= places.reshape(self.channels, *(n if e == a else 1 for e, n in enumerate(grid)))
+        for a, on_axis in enumerate(self.on_axis):
+            mask |= on_axis.reshape(self.channels, *(n if e == a else 1 for e, n in enumerate(grid)))
         index = mask.flatten().nonzero().flatten()
         self.mask = mask
         self.size = index.numel()
