@@ -19,7 +19,7 @@ from benchmarks import deblurring
 from benchmarks.runner import Table, race
 from lsconv.border.normal_inverse import BorderInverse
 from lsconv.border.plan import BorderPlan
-from lsconv.border.system.krylov import border_gmres, conjugate_gradients
+from lsconv.border.system.border_krylov import border_cg, border_gmres
 
 _STEPS = 20
 
@@ -45,11 +45,11 @@ def measure(case: Case, repeats: int, *, batch: int = 1, device: str = "cpu") ->
     # the outer products keep the dtype of the data; the factors may have another
     inverse = plan.inverse
     assert isinstance(inverse, BorderInverse)
-    system, grid, schwarz = inverse.system, inverse.system.grid, inverse.begin_iteration().schwarz
+    Q, grid, schwarz = inverse.Q, inverse.Q.grid, inverse.begin_iteration().schwarz
     lead, inner = (batch, inverse.embedding.blocks), inverse.convolution.dtype
     b = torch.randn(*lead, inverse.border.size, dtype=inner, device=device)
     flexible = schwarz.problem.restricted or inverse.form == "saddle"
-    image = torch.randn(*lead, system.columns, *grid.sizes, dtype=inner, device=device)
+    image = torch.randn(*lead, Q.columns, *grid.sizes, dtype=inner, device=device)
     spectrum = grid.transform(image)
 
     check_every = 1 if device == "cpu" else 10
@@ -58,12 +58,12 @@ def measure(case: Case, repeats: int, *, batch: int = 1, device: str = "cpu") ->
     def iterate() -> Any:  # to no tolerance, so that all the steps are taken
         if flexible:
             return border_gmres(apply, precondition, b, 0.0 * b[..., :1], _STEPS, check_every, 100)
-        return conjugate_gradients(apply, precondition, b, 0.0, _STEPS, check_every)
+        return border_cg(apply, precondition, b, 0.0, _STEPS, check_every)
 
     parts: dict[str, Callable[[], Any]] = {
         "forward": lambda: grid.transform(image),
         "inverse": lambda: grid.inverse(spectrum),
-        "product": lambda: system(spectrum),
+        "product": lambda: Q(spectrum),
         "system": lambda: inverse.begin_iteration()(b),
         "preconditioner": lambda: schwarz(b),
         "iterations": iterate,
@@ -76,7 +76,7 @@ def measure(case: Case, repeats: int, *, batch: int = 1, device: str = "cpu") ->
     iterations = int(solution.iterations.max())
     entry = b.element_size()
     # the symbol once, and the image read and written by three passes, in real or half-complex form
-    moved = system.nbytes + 6 * batch * channels * math.prod(grid.sizes) * entry
+    moved = Q.nbytes + 6 * batch * channels * math.prod(grid.sizes) * entry
     return {
         "case": f"{'' if batch == 1 else f'{batch} × '}{channels} × {size}², {str(dtype)[6:]}",
         "factors": str(inverse.convolution.dtype)[6:],

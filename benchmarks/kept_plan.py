@@ -18,7 +18,7 @@ from benchmarks import deblurring
 from benchmarks.routes import ball
 from benchmarks.runner import Table, race, timed
 from lsconv import psf
-from lsconv.border.cost_model import Limits
+from lsconv.border.cost_model import Factorise, Limits
 from lsconv.border.plan import BorderPlan
 from lsconv.factored.axis_channels import AxisAsChannels
 from lsconv.inverse.plans.reduced_plan import ReducedPlan
@@ -62,11 +62,11 @@ def measure(case: str, A: lsconv.Convolution, relative_damp: float, repeats: int
     setup = math.nan
     inverse: Any = plan.innermost.inverse  # type: ignore[attr-defined]
     for _ in range(_SOLVES):
-        if inverse.direct is None:
+        if inverse.direct is None and inverse.dense is None:
             plan.solve(y[0])
-    if inverse.direct is not None:
-        setup, _ = timed(inverse.go_direct)
-    iterating = border_plan(A, damp, Limits(at_once=0, later=False))
+    if inverse.direct is not None or inverse.dense is not None:
+        setup, _ = timed(inverse.factorise)
+    iterating = border_plan(A, damp, Limits(factorise=Factorise.NEVER))
     times = race(
         {
             "pair": lambda: [pair() for _ in range(4)],

@@ -145,4 +145,4 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.fixture
 def iterated(limits: Callable[..., None]) -> None:
     """Plans that iterate on their border until it has taken too long."""
-    limits(at_once=0)
+    limits(factorise=cost_model.Factorise.AFTER_ITERATIONS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from benchmarks.certificates.problems import Problem
 from benchmarks.certificates.reach import within_reach
 from lsconv.border import cost_model
 from lsconv.border.capacitance_plan import CapacitancePlan
-from lsconv.border.cost_model import Limits
+from lsconv.border.cost_model import Factorise, Limits
 from lsconv.border.plan import BorderPlan
 from lsconv.errors import MethodError, PlanMemoryError, PreconditionerError
 from lsconv.inverse.plans.lsmr_then_border import LsmrThenBorderPlan
@@ -162,7 +161,7 @@ def _plan(make: Callable[..., Any], *patched: Callable[[], Any]) -> Callable[[Pr
 @contextlib.contextmanager
 def _iterated() -> Iterator[None]:
     """The border is iterated on, from corners that overlap, as it is for large images."""
-    limits = Limits(at_once=0, later=False, dense_unknowns=0, corner_unknowns=16)
+    limits = Limits(factorise=Factorise.NEVER, dense_unknowns=0, corner_unknowns=16)
     with mock.patch.object(cost_model, "DEFAULT_LIMITS", limits):
         yield
 
@@ -170,7 +169,7 @@ def _iterated() -> Iterator[None]:
 @contextlib.contextmanager
 def _factored() -> Iterator[None]:
     """The whole border is factorised before any iteration."""
-    with mock.patch.object(cost_model, "DEFAULT_LIMITS", Limits(at_once=math.inf)):
+    with mock.patch.object(cost_model, "DEFAULT_LIMITS", Limits(factorise=Factorise.AT_ONCE)):
         yield
 
 

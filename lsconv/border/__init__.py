@@ -17,21 +17,22 @@ share is a system
 
 of the inverse P itself, of a capacitance matrix (E is C where the border is on the other side than the unknowns, or
 its adjoint), or of the saddle operator J where inputs and outputs are cropped. It is solved in one of two ways, by what
-they cost (``cost_model``):
+they cost (``factorisation_policy``, ``cost_model``):
 
 * by factors (``direct``). A border of a plane is rows H and columns V'. H is eliminated frequency by frequency,
   :math:`D_\omega^{-1}` (``direct/strip``). What is left of V' is a Schur complement S, formed by its displacement rank
-  (``direct/schur_complement``) and split by its symmetries (``direct/even_odd_basis``); of a large image its halves see
-  each other by few waves (``direct/hodlr``). A solve is one pass over the spectrum (``direct/direct_pass``);
-* by iteration (``system``): conjugate gradients or GMRES (``system/krylov``) with products over the grid,
+  (``direct/schur_complement``), split by its symmetries (``direct/even_odd_basis``) and factorised
+  (``direct/dense_schur``); of a large image its halves see each other by few waves (``direct/hodlr``). A solve is one
+  pass over the spectrum (``direct/direct_pass``);
+* by iteration (``system``): conjugate gradients or GMRES (``system/border_krylov``) with products over the grid,
   preconditioned by :math:`\sum_T R_T^T D_T Q_{TT}^{-1} R_T` over strips and corners (``system/border_system``).
 
 Either inverse preconditions conjugate gradients on :math:`(A^HA + \mu) x = A^H y` with A itself in double precision
 (``outer_iteration``), which makes the answer that of the wanted :math:`\mu` and certifies it. A plan is made once and
 solved with often: ``plan`` (damped or not), ``stacked_plan`` (a penalty), and for a square A without damping
 
-.. math:: S w = -B_{in} C^{-1} R_{out}^T y, \qquad S = B_{in} C^{-1} B_{out}^T
+.. math:: G w = -B_{in} C^{-1} R_{out}^T y, \qquad G = B_{in} C^{-1} B_{out}^T
 
-(``capacitance_plan``, ``capacitance``; ``null_space`` finds where S is singular). ``influence`` has exact traces and
+(``capacitance_plan``, ``capacitance``; ``null_space`` finds where G is singular). ``influence`` has exact traces and
 determinants.
 """

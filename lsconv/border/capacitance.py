@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lsconv.border.border_set import Border
 from lsconv.fourier.batched_linalg import lu_factor_in_place
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
 
 __all__ = ["FEW_VECTORS", "Capacitance", "Direction", "static_lu"]
 
@@ -33,7 +33,7 @@ def static_lu(matrices: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Direction:
-    """The solution of ``A x = y``, or of ``A^H x = y``, by the capacitance matrix: the borders and null space of one.
+    """The direction of a solve by the capacitance matrix, ``A x = y`` or ``A^H x = y``: its borders and null spaces.
 
     Attributes:
         inverse: C^-1, or for the adjoint C^-H.
@@ -65,7 +65,7 @@ class Direction:
         return self.solution(self.free.scatter(coordinates))
 
     def restrict(self, vectors: Tensor) -> Tensor:
-        """S times vectors on ``free``, ``(blocks, size, k)``: their extensions on ``constrained``."""
+        """G times vectors on ``free``, ``(blocks, size, k)``: their extensions on ``constrained``."""
         extensions = self.inverse.on_grid(self.free.scatter(vectors.movedim(-1, 0)))
         return self.constrained.gather(extensions).movedim(0, -1)
 
@@ -90,10 +90,10 @@ class Direction:
 
 @dataclass(frozen=True)
 class Capacitance:
-    """The factorised capacitance matrix S, with the known null vectors of A and A^H.
+    """The factorised capacitance matrix G, with the known null vectors of A and A^H.
 
     Attributes:
-        factors: the LU factors of S, ``(blocks, size, size)``.
+        factors: the LU factors of G, ``(blocks, size, size)``.
         pivots: the pivots of the factors.
         directions: one for A, and one for its adjoint.
     """
@@ -115,7 +115,7 @@ class Capacitance:
         return inverses + sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
     def solve(self, b: Tensor, *, adjoint: bool) -> Tensor:
-        """S^-1, or S^-H, times ``b`` of shape ``(blocks, size, columns)``."""
+        """G^-1, or G^-H, times ``b`` of shape ``(blocks, size, columns)``."""
         return torch.linalg.lu_solve(self.factors, self.pivots, b, adjoint=adjoint)
 
     def on_grid(self, data: Tensor, adjoint: bool) -> Tensor:
@@ -130,6 +130,6 @@ class Capacitance:
         x = direction.solution(data + direction.free.scatter(w))
         if direction.null.shape[-1]:  # the minimum-norm solution is orthogonal to the null space
             x = x - direction.null_part(x, back)
-            # The part that a singular S leaves can be so large that its rounding has to be removed as well.
+            # The part that a singular G leaves can be so large that its rounding has to be removed as well.
             x = x - direction.null_part(x, back)
         return x

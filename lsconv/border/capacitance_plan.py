@@ -4,13 +4,13 @@ Where as many outputs as inputs are cropped from the periodic grid ("same" paddi
 the block-circulant C is invertible, ``A x = y`` means that C maps x, extended by zeros on the input border, to y,
 extended by unknown values w on the output border. The condition that x is zero on the input border determines w:
 
-.. math:: x = R_{in} C^{-1} (R_{out}^T y + B_{out}^T w), \qquad S w = -B_{in} C^{-1} R_{out}^T y,
-          \qquad S = B_{in} C^{-1} B_{out}^T .
+.. math:: x = R_{in} C^{-1} (R_{out}^T y + B_{out}^T w), \qquad G w = -B_{in} C^{-1} R_{out}^T y,
+          \qquad G = B_{in} C^{-1} B_{out}^T .
 
-On the shortest grid, N = n + p, the border of an n x n image is one cross of p rows and p columns, and S is small
+On the shortest grid, N = n + p, the border of an n x n image is one cross of p rows and p columns, and G is small
 enough to be factorised once (32 channels, 3x3, n = 128: 8224 unknowns of 524288). An iteration on the border converges
 badly: where the determinant of the symbol along one axis winds around zero, A has singular values that fall
-exponentially with n, and so has S. A direct solve is not affected, and finds them: singular vectors of S of small
+exponentially with n, and so has G. A direct solve is not affected, and finds them: singular vectors of G of small
 singular values are the border values of vectors that A maps to nearly zero.
 
 Vectors whose singular value of A is provably below ``rcond * ||C||`` count as the null spaces of A and A^H. With their
@@ -32,13 +32,15 @@ from torch import Tensor
 from lsconv.border.border_set import Border, between_borders
 from lsconv.border.capacitance import Capacitance, Direction, static_lu
 from lsconv.border.cost_model import CostModel, dense_cost
+from lsconv.border.normal_problem import scaled_to_unit
 from lsconv.border.null_space import NullSpaces
 from lsconv.errors import MethodError, PlanMemoryError
 from lsconv.fourier import batched_linalg
 from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, symbol
-from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
+from lsconv.fourier.symbol import symbol
+from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.certificate import NormBounds, RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
@@ -93,19 +95,17 @@ class CapacitancePlan(Plan):
         embedding = _square_embedding(A)
         assert isinstance(A, Convolution)
         self.A, self.embedding = A, embedding
-        device, dtype = A.device, double(A.dtype)
-        inner = Border(embedding.grid, embedding.input_border(), device)
-        outer = Border(embedding.grid, embedding.output_border(), device)
-        self._check(inner, outer, memory_limit, refuse_if_slower)
+        device = A.device
+        in_border = Border(embedding.grid, embedding.input_border(), device)
+        out_border = Border(embedding.grid, embedding.output_border(), device)
+        self._check(in_border, out_border, memory_limit, refuse_if_slower)
         self.damp = torch.zeros(damp_shape, dtype=torch.float64, device=device)
         self.rcond = default_rcond(A.dtype) if rcond is None else rcond
         with torch.no_grad():
-            weight = A.weight.detach()
-            self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
-            self.precise = A.with_parameters([weight]).to(dtype=dtype)
-            scaled = weight.to(dtype) / over_items(self.unit, A.ndim + 2)
-            matrices = symbol(self.precise.with_parameters([scaled]), embedding)
-            found = self._find(matrices, inner, outer, rcond is not None)
+            self.precise = A.with_parameters([A.weight.detach()]).to(dtype=double(A.dtype))
+            self.unit, scaled = scaled_to_unit(self.precise)
+            matrices = symbol(scaled, embedding)
+            found = self._find(matrices, in_border, out_border, rcond is not None)
         self.capacitance, self.nullity, self.undecided = found.capacitance, found.nullity, found.undecided
         if not found.resolved:
             raise MethodError(f"{A!r}: the rounding of its border hides which singular values count as zero")
@@ -113,20 +113,22 @@ class CapacitancePlan(Plan):
             # the vectors found span the null space of a nearby A, not the singular vectors below the user's threshold
             raise MethodError(f"{A!r}: singular values up to {found.largest:.1e} ||A|| would count as zero")
 
-    def _check(self, inner: Border, outer: Border, memory_limit: int | None, refuse_if_slower: bool) -> None:
+    def _check(self, in_border: Border, out_border: Border, memory_limit: int | None, refuse_if_slower: bool) -> None:
         """Refuse borders of different sizes, and plans that are too slow or need too much memory."""
         embedding = self.embedding
-        if not 0 < inner.size == outer.size or not _is_complement(inner, outer, embedding):
-            raise MethodError(f"{self.A!r}: {outer.size} unknowns and {inner.size} equations on the border")
+        if not 0 < in_border.size == out_border.size or not _is_complement(in_border, out_border, embedding):
+            raise MethodError(f"{self.A!r}: {out_border.size} unknowns and {in_border.size} equations on the border")
         cells, channels = math.prod(embedding.grid), embedding.in_channels
         if refuse_if_slower:
             # where singular values fall exponentially, as a blur's do, the iterations of another method do not suffice:
             # a factorisation is refused only where it costs more than twice as many
-            iteration = CostModel(1, cells, channels, definite=False).iteration(1)
-            if dense_cost(inner.size, definite=False).setup > 2 * FALLBACK_AFTER * iteration:
-                raise MethodError(f"{self.A!r}: {inner.size} border unknowns cost more to factorise than to iterate on")
+            iteration = CostModel(1, cells, channels, definite=False).iteration_work(1)
+            if dense_cost(in_border.size, definite=False).setup > 2 * FALLBACK_AFTER * iteration:
+                raise MethodError(
+                    f"{self.A!r}: {in_border.size} border unknowns cost more to factorise than to iterate on"
+                )
         itemsize = 16 if self.A.is_complex else 8
-        needed = embedding.blocks * itemsize * (3 * inner.size**2 + 6 * cells * channels**2)
+        needed = embedding.blocks * itemsize * (3 * in_border.size**2 + 6 * cells * channels**2)
         allowed = allowed_bytes(memory_limit, self.A.device)
         if needed > allowed:
             raise PlanMemoryError(
@@ -134,7 +136,7 @@ class CapacitancePlan(Plan):
                 f"(memory_limit=)"
             )
 
-    def _find(self, matrices: FrequencyMatrices, inner: Border, outer: Border, chosen: bool) -> NullSpaces:
+    def _find(self, matrices: FrequencyMatrices, in_border: Border, out_border: Border, user_rcond: bool) -> NullSpaces:
         """Factorise the capacitance matrix, set :attr:`norm_bound`, and find the null spaces.
 
         Raises:
@@ -155,16 +157,16 @@ class CapacitancePlan(Plan):
         forward = FrequencyMatrices(matrices.grid, inverse)
         kernel = forward.kernel()
         largest = torch.linalg.vector_norm(kernel.flatten(1), math.inf, dim=-1)
-        factors, pivots = static_lu(between_borders(kernel, inner, outer), largest)
+        factors, pivots = static_lu(between_borders(kernel, in_border, out_border), largest)
         del kernel
         none = factors[..., :0]
-        zero = [border.mask.to(inverse.device) for border in (inner, outer)]
+        zero = [border.mask.to(inverse.device) for border in (in_border, out_border)]
         directions = (
-            Direction(forward, inner, outer, zero[0], none, none),
-            Direction(forward.H, outer, inner, zero[1], none, none),
+            Direction(forward, in_border, out_border, zero[0], none, none),
+            Direction(forward.H, out_border, in_border, zero[1], none, none),
         )
         found = Capacitance(factors, pivots, directions)
-        return NullSpaces(found, matrices, norms[1], condition, self.rcond * item_over_group, chosen=chosen)
+        return NullSpaces(found, matrices, norms[1], condition, self.rcond * item_over_group, user_rcond=user_rcond)
 
     # ------------------------------------------------------------------ answers
 
@@ -265,10 +267,10 @@ class CapacitancePlan(Plan):
 def _square_embedding(A: LinearOperator) -> Embedding:
     """The shortest grid of a convolution whose symbol is square."""
     if not (
-        isinstance(A, Convolution) and Embedding.exists(A) and A.weight.real.dtype in (torch.float32, torch.float64)
+        isinstance(A, Convolution) and Embedding.serves(A) and A.weight.real.dtype in (torch.float32, torch.float64)
     ):
         raise MethodError(f"{A!r} is no truncated block-circulant operator")
-    embedding = Embedding(A, (1,) * A.ndim, only_read=True)
+    embedding = Embedding(A, (1,) * A.ndim, tapped_phases_only=True)
     if embedding.in_channels != embedding.out_channels:
         raise MethodError(
             f"{A!r} has {embedding.out_channels} rows and {embedding.in_channels} columns per frequency, not as many"
@@ -276,7 +278,7 @@ def _square_embedding(A: LinearOperator) -> Embedding:
     return embedding
 
 
-def _is_complement(inner: Border, outer: Border, embedding: Embedding) -> bool:
+def _is_complement(in_border: Border, out_border: Border, embedding: Embedding) -> bool:
     """Tell whether inputs and input border make up the whole grid, and outputs and output border too."""
     axes = embedding.axes
     inputs = sum(
@@ -286,6 +288,6 @@ def _is_complement(inner: Border, outer: Border, embedding: Embedding) -> bool:
     cells = math.prod(embedding.grid)
     channels = embedding.in_channels // len(embedding.phases)
     return (
-        inner.size + channels * inputs == embedding.in_channels * cells
-        and outer.size + embedding.out_channels * outputs == embedding.out_channels * cells
+        in_border.size + channels * inputs == embedding.in_channels * cells
+        and out_border.size + embedding.out_channels * outputs == embedding.out_channels * cells
     )

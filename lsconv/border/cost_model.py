@@ -1,15 +1,12 @@
 """The cost model of the border: of one iteration, of the factors and of a solve with them, and the bytes of a plan.
 
-A plan iterates until its iterations have cost as much as the factors of the border would, and then makes the factors
-and keeps them: it costs at most twice as much as the better of both from the beginning. Factors that cost less than the
-iterations expected for the condition of the border are made before any iteration.
-
 The unit of work is one floating-point operation of a factorisation. Memory traffic counts as the operations that a
 factorisation does in the same time.
 """
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,10 +17,10 @@ from lsconv.border.border_set import Border
 from lsconv.border.direct.crossed_border import CrossedBorder, crossed_border, is_even, one_channel_saddle
 from lsconv.border.direct.hodlr import HodlrSchur
 from lsconv.border.penalty import Penalty
-from lsconv.border.reflected_padding import Mirror
-from lsconv.border.truncated_circulant import Positions, TruncatedCirculant
-from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.border.reflected_padding import CopiedPadding
+from lsconv.border.truncated_circulant import TruncatedCirculant
+from lsconv.fourier.embedding import BorderPositions, Embedding
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.operators.batch_layout import WORK_BYTES
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.fft_convolution import transform_cost
@@ -33,18 +30,18 @@ __all__ = [
     "CALL_WORK",
     "DEFAULT_LIMITS",
     "CostModel",
-    "DirectWork",
     "FactorCost",
+    "Factorise",
     "Limits",
+    "PlanCost",
     "cheapest_grid",
-    "crossed_cost",
     "dense_cost",
-    "direct_cost",
-    "direct_work",
-    "expected_iterations",
+    "direct_pass_cost",
+    "direct_plan_cost",
     "items_at_once",
     "plan_bytes",
     "spared",
+    "whole_border_cost",
 ]
 
 # The overhead of the calls of torch in one iteration, in operations; it dominates on small borders.
@@ -55,29 +52,32 @@ _ENTRY_WORK = 150
 _READ_WORK = 12
 
 
+class Factorise(enum.Enum):
+    """The choices of when a border is factorised."""
+
+    AUTO = enum.auto()  # before any iteration where that is expected to cost less, else as AFTER_ITERATIONS
+    AT_ONCE = enum.auto()  # before any iteration
+    AFTER_ITERATIONS = enum.auto()  # when the iterations have cost as much
+    NEVER = enum.auto()
+
+
 @dataclass(frozen=True)
 class Limits:
     """The limits between solving a border by factors and by iteration, and of its preconditioner.
 
     Attributes:
-        at_once: factors that cost up to this many iterations are made before any; None: the expected number.
-        later: make factors when the iterations have cost as much; False: iterate at any cost.
+        factorise: when the border is factorised.
         dense_unknowns: borders of up to this many unknowns are preconditioned by their dense inverse.
         corners: precondition with the corners too, where strips of the border cross.
         corner_unknowns: the overlap of a corner with its strips grows until the corner has this many unknowns.
         spare_bytes: bytes that factors may take; None: 60 % of the memory that is free when they are made.
     """
 
-    at_once: float | None = None
-    later: bool = True
+    factorise: Factorise = Factorise.AUTO
     dense_unknowns: int = 1024
     corners: bool = True
     corner_unknowns: int = 640
     spare_bytes: int | None = None
-
-    def subdomain_entries(self, ndim: int) -> int:
-        """An upper bound of the entries of a dense subdomain of one block on a grid of ``ndim`` dimensions."""
-        return max(self.dense_unknowns, 2 * self.corner_unknowns * ndim) ** 2
 
 
 DEFAULT_LIMITS = Limits()
@@ -126,7 +126,7 @@ class CostModel:
     channels: int
     definite: bool
 
-    def iteration(self, rhs: int) -> float:
+    def iteration_work(self, rhs: int) -> float:
         """The work of one iteration for ``rhs`` right-hand sides a block (see benchmarks/border_iteration.py)."""
         each = self.channels * (20 * math.log2(self.cells) + 16 * self.channels)
         return CALL_WORK + float(self._indefinite_factor * rhs * self.blocks * self.cells * each)
@@ -135,15 +135,15 @@ class CostModel:
         """The work of making factors of this cost for each of the blocks."""
         return self.blocks * (cost.setup + _ENTRY_WORK * cost.entries)
 
-    def bytes(self, cost: FactorCost) -> float:
+    def peak_bytes(self, cost: FactorCost) -> float:
         """The peak bytes while the factors are made, in double precision."""
         return 8 * self.blocks * cost.peak
 
-    def reading(self, cost: FactorCost) -> float:
+    def read_work(self, cost: FactorCost) -> float:
         """The work of reading the factors in one solve."""
         return self.blocks * _READ_WORK * cost.entries
 
-    def solve(self, cost: FactorCost, transform: float) -> float:
+    def solve_work(self, cost: FactorCost, transform: float) -> float:
         """The work of one solve with factors of this cost.
 
         Args:
@@ -152,7 +152,7 @@ class CostModel:
                 :func:`~lsconv.operators.fft_convolution.transform_cost` has it.
         """
         passes = 4 * self._indefinite_factor  # forward and inverse, of the data and of the border's correction
-        return self.reading(cost) + self.blocks * passes * (20 * transform + 16 * self.channels**2 * self.cells)
+        return self.read_work(cost) + self.blocks * passes * (20 * transform + 16 * self.channels**2 * self.cells)
 
     @property
     def _indefinite_factor(self) -> int:
@@ -160,39 +160,29 @@ class CostModel:
         return 1 if self.definite else 3
 
 
-def expected_iterations(condition: float) -> float:
-    """The iterations that a border is expected to take: 1.5 times the binary logarithm of the condition.
-
-    With the Schwarz preconditioner their number grows with that logarithm, and not with the root of the condition: most
-    blurs take 0.8 to 3 times it.
-
-    Args:
-        condition: of the normal equations, the square of that of A with its damping.
-    """
-    return 1.5 * math.log2(max(condition, 1.0))
-
-
 def dense_cost(size: int, *, definite: bool) -> FactorCost:
     """The cost of factorising one matrix of so many unknowns."""
     return FactorCost((1 if definite else 2) / 3 * size**3, size**2, 3 * size**2)
 
 
-def crossed_cost(border: CrossedBorder, *, definite: bool, real: bool, even: bool) -> FactorCost:
-    """The cost of :class:`~lsconv.border.direct.direct_pass.DirectInverse`, for each block; the axes are its choice."""
-    border = border if border.shortest else border.turned
+def direct_pass_cost(border: CrossedBorder, *, definite: bool, real: bool, even: bool) -> FactorCost:
+    """The cost, for each block, of the factors of :class:`~lsconv.border.direct.direct_pass.DirectInverse`.
+
+    They are those of the border with its axes exchanged where V' is smaller then.
+
+    Args:
+        border: the border.
+        definite: the operator is positive definite.
+        real: it is real.
+        even: it is even along both axes.
+    """
+    border = border.oriented
     channels, grid = len(border.rows), border.grid
     frequencies = grid[0] * (grid[1] // 2 + 1 if real else grid[1])
     saddle = real and one_channel_saddle(border, definite=definite)
-    unknowns, copies, multiplications = (
-        border.column_cells / (2 if saddle else 1),
-        1,
-        1.0 if real and not saddle else 4.0,
-    )
-    if real and even:
-        copies = 4
-    elif real and channels == 1:
-        copies = 2
-    size = unknowns / copies
+    copies = 4 if real and even else 2 if real and channels == 1 else 1
+    multiplications = 1.0 if real and not saddle else 4.0
+    size = border.column_cells / (2 if saddle else 1) / copies
     factors = (1 if definite else 2) / 3 * multiplications * copies * size**3
     between = border.width * (channels * border.height) ** 2
     # real and imaginary parts are a factor of two; even operators need the real part of half of the rows, a half
@@ -211,7 +201,7 @@ def crossed_cost(border: CrossedBorder, *, definite: bool, real: bool, even: boo
 
 def cheapest_grid(
     truncated: TruncatedCirculant,
-    system: FrequencyMatrices,
+    Q: FrequencyMatrices,
     penalty: Penalty | None,
     model: CostModel,
     condition: float,
@@ -220,21 +210,23 @@ def cheapest_grid(
 
     Args:
         truncated: the truncated circulant.
-        system: the block-circulant operator whose border is factorised.
+        Q: the block-circulant operator whose border is factorised.
         penalty: further rows.
         model: the model of the work.
-        condition: the condition of the system, which limits how exactly symmetries can be recognised.
+        condition: the condition of Q, which limits how exactly symmetries can be recognised.
 
     Returns:
         True for the shortest grid, and the cost of factors on the chosen grid.
     """
-    definite, real = truncated.form != "saddle", system.grid.real
+    definite, real = truncated.form != "saddle", Q.grid.real
     if penalty is not None:
         penalty = penalty.precise()
         embeddings = {False: penalty.embedding(truncated.embedding.batch_shape)}
     else:
         convolution = truncated.convolution
-        shortest_grid = Embedding(convolution, (1,) * convolution.ndim, truncated.embedding.batch_shape, only_read=True)
+        shortest_grid = Embedding(
+            convolution, (1,) * convolution.ndim, truncated.embedding.batch_shape, tapped_phases_only=True
+        )
         embeddings = {False: truncated.embedding}
         if shortest_grid.grid != truncated.embedding.grid:
             embeddings[True] = shortest_grid
@@ -242,21 +234,22 @@ def cheapest_grid(
         shortest: crossed_border(truncated.form, embedding, penalty) for shortest, embedding in embeddings.items()
     }
     one = len(borders[False].rows) == 1 or one_channel_saddle(borders[False], definite=definite)
-    even = one and real and len(system.grid.sizes) == 2 and is_even(system.matrices, condition)
+    even = one and real and len(Q.grid.sizes) == 2 and is_even(Q.matrices, condition)
     costs = {
-        shortest: crossed_cost(border, definite=definite, real=real, even=even) for shortest, border in borders.items()
+        shortest: direct_pass_cost(border, definite=definite, real=real, even=even)
+        for shortest, border in borders.items()
     }
 
     def price(shortest: bool) -> float:
-        transform = system.rows * transform_cost(embeddings[shortest].grid)
+        transform = Q.rows * transform_cost(embeddings[shortest].grid)
         # For a plan that solves ten times.
-        return 10 * model.solve(costs[shortest], transform) + model.factor_work(costs[shortest])
+        return 10 * model.solve_work(costs[shortest], transform) + model.factor_work(costs[shortest])
 
     best = min(costs, key=price)
     return best, costs[best]
 
 
-def direct_cost(embedding: Embedding, form: str, convolution: Convolution | None, border: Border) -> FactorCost:
+def whole_border_cost(embedding: Embedding, form: str, convolution: Convolution | None, border: Border) -> FactorCost:
     """Estimate the cost of factorising the whole border as one matrix.
 
     Args:
@@ -267,41 +260,41 @@ def direct_cost(embedding: Embedding, form: str, convolution: Convolution | None
     """
     size = border.size
     if convolution is not None:
-        shortest = Embedding(convolution, (1,) * embedding.ndim, embedding.batch_shape, only_read=True)
+        shortest = Embedding(convolution, (1,) * embedding.ndim, embedding.batch_shape, tapped_phases_only=True)
         positions = shortest.output_border() if form != "full" else []
         size = _cells(shortest.grid, positions + (shortest.input_border() if form != "valid" else []))
     return dense_cost(size, definite=form != "saddle")
 
 
-def _cells(grid: Sequence[int], positions: Positions) -> int:
+def _cells(grid: Sequence[int], positions: BorderPositions) -> int:
     """The number of cells of a border of these positions, per channel and axis."""
     inside = (math.prod(n - len(along) for n, along in zip(grid, axes, strict=True)) for axes in positions)
     return sum(math.prod(grid) - cells for cells in inside)
 
 
 @dataclass(frozen=True)
-class DirectWork:
-    """The price of a plan with factors.
+class PlanCost:
+    """The cost of a plan with factors.
 
     Attributes:
-        setup: the work of making it.
-        solve: the work of one solve.
-        bytes: the peak bytes while the factors are made.
+        setup_work: the work of making it.
+        solve_work: the work of one solve.
+        peak_bytes: the peak bytes while the factors are made.
     """
 
-    setup: float
-    solve: float
-    bytes: float
+    setup_work: float
+    solve_work: float
+    peak_bytes: float
 
 
-def direct_work(convolution: Convolution, damp_shape: tuple[int, ...] = ()) -> DirectWork:
-    """The price of the border's factors, from the shapes alone and the evenness of the kernel.
+def direct_plan_cost(convolution: Convolution, damp_shape: tuple[int, ...] = ()) -> PlanCost:
+    """Estimate the cost of a plan with factors, from the shapes alone and the evenness of the kernel.
 
     Args:
         convolution: one whose padding is zeros.
         damp_shape: the shape of the damping.
     """
-    embedding = Embedding(convolution, (1,) * convolution.ndim, damp_shape, only_read=True)
+    embedding = Embedding(convolution, (1,) * convolution.ndim, damp_shape, tapped_phases_only=True)
     sides = [border for border in (embedding.output_border(), embedding.input_border()) if any(map(any, border))]
     definite, channels, cells = len(sides) < 2, sum(map(len, sides)), math.prod(embedding.grid)
     positions, real = [axes for side in sides for axes in side], not convolution.is_complex
@@ -311,16 +304,17 @@ def direct_work(convolution: Convolution, damp_shape: tuple[int, ...] = ()) -> D
         cost = dense_cost(_cells(embedding.grid, positions), definite=definite)
     else:
         border = CrossedBorder.of(embedding.grid, positions)
-        cost = crossed_cost(border, definite=definite, real=real, even=_has_even_factors(convolution, border, definite))
-        border = border if border.shortest else border.turned
+        even = _has_even_factors(convolution, border, definite)
+        cost = direct_pass_cost(border, definite=definite, real=real, even=even)
+        border = border.oriented
         # the strip is inverted at every frequency along it, which is all that there is in one dimension
         frequencies = border.grid[1] // 2 + 1 if real else border.grid[1]
         operations += (4 if definite else 8) * frequencies * (channels * border.depth) ** 3
     model = CostModel(embedding.blocks, cells, channels, definite)
-    setup = model.factor_work(cost) + model.factor_work(FactorCost(operations, entries, 0))
+    setup_work = model.factor_work(cost) + model.factor_work(FactorCost(operations, entries, 0))
     # the channels of a saddle are counted twice already, so that its factor of an iteration does not apply to a pass
-    solve = CALL_WORK + replace(model, definite=True).solve(cost, channels * transform_cost(embedding.grid))
-    return DirectWork(setup, solve, model.bytes(cost))
+    solve_work = CALL_WORK + replace(model, definite=True).solve_work(cost, channels * transform_cost(embedding.grid))
+    return PlanCost(setup_work, solve_work, model.peak_bytes(cost))
 
 
 def _has_even_factors(convolution: Convolution, border: CrossedBorder, definite: bool) -> bool:
@@ -348,22 +342,22 @@ def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = (), penal
         damp_shape: the shape of the damping.
         penalty: further rows below the convolution.
     """
-    mirror = Mirror(convolution) if Mirror.exists(convolution) else None
+    padding = CopiedPadding(convolution) if CopiedPadding.serves(convolution) else None
     if penalty is not None:
         embedding = penalty.embedding(damp_shape)
         out_border = penalty.border(embedding)
     else:
-        constrained = None if mirror is None else (True,) * convolution.ndim
-        inner = convolution if mirror is None else mirror.convolution
-        embedding = Embedding(inner, batch_shape=damp_shape, only_read=True, constrained=constrained)
+        constrained = None if padding is None else (True,) * convolution.ndim
+        inner = convolution if padding is None else padding.convolution
+        embedding = Embedding(inner, batch_shape=damp_shape, tapped_phases_only=True, constrained=constrained)
         out_border = embedding.output_border()
     rows, columns = len(out_border), embedding.in_channels
     cells = math.prod(embedding.grid)
     frequencies = cells if convolution.is_complex else cells // embedding.grid[-1] * (embedding.grid[-1] // 2 + 1)
     item = convolution.dtype.to_complex().itemsize
-    in_border = embedding.input_border() if mirror is None else 2 * [mirror.margin for _ in range(columns)]
+    in_border = embedding.input_border() if padding is None else 2 * [padding.margin for _ in range(columns)]
     has_out, has_in = (any(any(axes) for axes in border) for border in (out_border, in_border))
-    size = rows + columns if (has_out and has_in) or mirror is not None else rows if has_out else columns
+    size = rows + columns if (has_out and has_in) or padding is not None else rows if has_out else columns
     # the symbol, the inverse of the smaller normal operator with work space, the border system and its spatial kernel
     by_factors = penalty is not None and columns == 1 and size == rows and len(embedding.grid) > 2
     system = size if by_factors else size**2  # one row at a time, or all rows
@@ -372,7 +366,8 @@ def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = (), penal
     positions = (out_border if has_out else []) + (in_border if has_in else [])
     # dense subdomains, a small border or the corners: the inverse, and the work space for it
     inside = [math.prod(n - len(along) for n, along in zip(embedding.grid, axes, strict=True)) for axes in positions]
-    total += 3 * min(DEFAULT_LIMITS.subdomain_entries(len(embedding.grid)), sum(cells - n for n in inside) ** 2)
+    largest = max(DEFAULT_LIMITS.dense_unknowns, 2 * DEFAULT_LIMITS.corner_unknowns * len(embedding.grid))
+    total += 3 * min(largest, sum(cells - n for n in inside)) ** 2
     for a, n in enumerate(embedding.grid):
         cells_along = sum(len(axes[a]) for axes in positions)
         total += 3 * cells_along**2 * (cells // n)

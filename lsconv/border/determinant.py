@@ -1,5 +1,7 @@
 r"""Determinants of truncated block-circulant operators in ordinary torch code, so with derivatives of every kind.
 
+:mod:`lsconv.border.influence` has traces and norms too, for dense borders and without derivatives.
+
 A principal minor of a matrix is its determinant times the complementary minor of its inverse (Jacobi). With
 :math:`A = R_{out} C R_{in}^T`, S the symbol of C, :math:`N = S^H S + s` and B the cells that the truncation removes,
 
@@ -15,18 +17,20 @@ complement. Rows ``damp L`` below A are further rows of S, and s is then zero.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lsconv.border.border_set import Border
+from lsconv.border.border_set import Border, circulant_entries
 from lsconv.border.influence import EXACT_UNKNOWNS
 from lsconv.border.penalty import Filter, Penalty
 from lsconv.errors import PlanMemoryError
 from lsconv.fourier.batched_linalg import frobenius, slogdet, solve
-from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
+from lsconv.fourier.embedding import BorderPositions, Embedding
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
+from lsconv.fourier.symbol import symbol
 from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.transforms import hidden_by_vmap
@@ -47,10 +51,10 @@ class PrincipalMinor:
     def __init__(self, mask: Tensor) -> None:
         self.mask, self.grid = mask, tuple(mask.shape[1:])
         splits = [self._split(axis) for axis in range(len(self.grid))]
-        sizes = [max(len(lines), len(others_beside)) for lines, others_beside in splits]
+        sizes = [max(len(lines), len(other_cells)) for lines, other_cells in splits]
         self.axis = min(range(len(self.grid)), key=sizes.__getitem__)
         self.size = sizes[self.axis]
-        self.lines, self.others_beside = splits[self.axis]
+        self.lines, self.other_cells = splits[self.axis]
 
     def _split(self, axis: int) -> tuple[Tensor, Tensor]:
         """Split the cells into lines that lie in the set as a whole and the other cells.
@@ -63,8 +67,8 @@ class PrincipalMinor:
         """
         mask = self.mask.movedim(1 + axis, 1)
         full = mask.flatten(2).all(-1) if mask.ndim > 2 else mask
-        beside = mask & ~over_items(full, len(mask.shape[2:]))
-        return full.nonzero(), beside.nonzero()
+        others = mask & ~over_items(full, len(mask.shape[2:]))
+        return full.nonzero(), others.nonzero()
 
     def slogdet(self, kernel: Tensor) -> tuple[Tensor, Tensor]:
         """Sign and logarithm of the absolute value of the determinant, of shape ``(blocks,)``.
@@ -83,7 +87,7 @@ class PrincipalMinor:
             lags = (rows[:, 1, None] - columns[None, :, 1]) % n
             return G[:, rows[:, 0, None], columns[None, :, 0], lags].movedim(-1, 1)  # blocks, frequencies, r, c
 
-        lines, others_beside = self.lines.to(kernel.device), self.others_beside.to(kernel.device)
+        lines, other_cells = self.lines.to(kernel.device), self.other_cells.to(kernel.device)
         sign, logabs = kernel.new_ones(len(kernel)), kernel.real.new_zeros(len(kernel))
         D = between(lines, lines)
         if len(lines):
@@ -92,22 +96,22 @@ class PrincipalMinor:
                 line_sign = line_sign[:, weights == 1]
             line_sign = line_sign.prod(-1)
             sign, logabs = sign * (line_sign.real if real else line_sign), logabs + (line_logabs * weights).sum(-1)
-        if not len(others_beside):
+        if not len(other_cells):
             return sign, logabs
-        lags = [
-            (others_beside[:, None, 1 + a] - others_beside[None, :, 1 + a]) % size
-            for a, size in enumerate((n, *others))
-        ]
-        pairs = (slice(None), others_beside[:, 0, None], others_beside[None, :, 0], *lags)
-        S = kernel[pairs]
+        S = circulant_entries(kernel, other_cells)
         if len(lines):
-            S = S - self._through_lines(D, between, lines, others_beside, along, weights)
+            S = S - self._through_lines(D, between, lines, other_cells, along, weights)
         schur_sign, schur_logabs = slogdet(S)
         return sign * schur_sign, logabs + schur_logabs
 
     @staticmethod
     def _through_lines(
-        D: Tensor, between: object, lines: Tensor, others_beside: Tensor, along: Grid, weights: Tensor
+        D: Tensor,
+        between: Callable[[Tensor, Tensor], Tensor],
+        lines: Tensor,
+        other_cells: Tensor,
+        along: Grid,
+        weights: Tensor,
     ) -> Tensor:
         """The part that eliminating the lines subtracts from the entries between the other cells.
 
@@ -115,16 +119,15 @@ class PrincipalMinor:
             D: the operator between the lines, one matrix per frequency along them.
             between: the operator between any rows of (channel, position), likewise.
             lines: the lines.
-            others_beside: the other cells.
+            other_cells: the other cells.
             along: the transform along the lines.
             weights: of its frequencies.
         """
-        assert callable(between)
-        rows, which = others_beside[:, :2].unique(dim=0, return_inverse=True)
+        rows, which = other_cells[:, :2].unique(dim=0, return_inverse=True)
         to_lines, from_lines = between(rows, lines), solve(D, between(lines, rows))
-        phases = torch.zeros(*along.frequencies, len(others_beside), dtype=torch.float64, device=others_beside.device)
+        phases = torch.zeros(*along.frequencies, len(other_cells), dtype=torch.float64, device=other_cells.device)
         for a, (size, count) in enumerate(zip(along.sizes, along.frequencies, strict=True)):
-            steps = torch.arange(count, device=others_beside.device)[:, None] * others_beside[None, :, 2 + a] % size
+            steps = torch.arange(count, device=other_cells.device)[:, None] * other_cells[None, :, 2 + a] % size
             phases += (steps.double() / size).reshape(count, *(1 for _ in along.sizes[a + 1 :]), -1)
         waves = torch.polar(torch.ones_like(phases), 2 * math.pi * phases).flatten(0, -2).to(D)  # frequencies, cells
         scale = weights / math.prod(along.sizes)
@@ -244,7 +247,7 @@ def twisted(convolution: Convolution, grid: tuple[int, ...], shift: float = 0.5)
 
 def _stacked(
     A: Convolution, terms: list[Filter], damp: Tensor, batch_shape: tuple[int, ...]
-) -> tuple[FrequencyMatrices, Embedding, list[list[list[int]]]]:
+) -> tuple[FrequencyMatrices, Embedding, BorderPositions]:
     """The symbol of ``[A; damp L]``, its grid and the border of its outputs."""
     stacked = Penalty(A, terms, damp, tight=True)
     embedding = stacked.embedding(batch_shape)
@@ -255,12 +258,12 @@ def _stacked(
     return FrequencyMatrices(S.grid, torch.cat(parts, dim=-2)), embedding, stacked.border(embedding)
 
 
-def _regular(S: Tensor, most: float = 1e4) -> bool:
+def _regular(S: Tensor) -> bool:
     """Tell whether S has full column rank, up to a condition, at all frequencies; no, where its values are hidden."""
     if hidden_by_vmap(S):
         return False
     values = torch.linalg.svdvals(S.detach()) if min(S.shape[-2:]) > 1 else frobenius(S.detach()).unsqueeze(-1)
-    return S.shape[-2] >= S.shape[-1] and bool(values.amin() * most > values.amax())
+    return S.shape[-2] >= S.shape[-1] and bool(values.amin() * 1e4 > values.amax())
 
 
 def truncated_normal(
@@ -307,6 +310,4 @@ def truncated_normal(
             f"A: its border has {minor.size} unknowns that no frequency separates, and determinants are exact up to "
             f"{max_unknowns}; exact=False estimates them"
         )
-    if len(S.matrices) not in (1, embedding.blocks):
-        S = S.map(lambda m: m.repeat(embedding.blocks // len(m), *(1 for _ in m.shape[1:])))
-    return TruncatedNormal(embedding, S, penalty is not None, minor, removed, extra)
+    return TruncatedNormal(embedding, S.repeated(embedding.blocks), penalty is not None, minor, removed, extra)

@@ -1,5 +1,7 @@
 r"""Exact traces, determinants and norms of a Tikhonov solution: by-products of the border, for every truncation.
 
+:mod:`lsconv.border.determinant` has the determinant alone, for larger borders, masks and penalties, with derivatives.
+
 With :math:`A = R_{out} C R_{in}^T`, :math:`\mu = damp^2`, C block-circulant with symbol :math:`S = U \Sigma V^H`, and
 
 .. math::
@@ -28,16 +30,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsconv.border.border_set import Border
+from lsconv.border.border_set import Border, between_borders
 from lsconv.errors import ArgumentError, MethodError, PlanMemoryError
 from lsconv.fourier.batched_linalg import lu_factor
-from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
+from lsconv.fourier.symbol import symbol
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import real_dtype
 
-__all__ = ["EXACT_UNKNOWNS", "ExactInfluence", "Influence", "influence_logdet", "influence_trace"]
+__all__ = ["EXACT_UNKNOWNS", "ExactInfluence", "Influence"]
 
 # The most border unknowns of a block for a dense factor, which for 4096 takes 128 MiB in float64.
 EXACT_UNKNOWNS = 4096
@@ -91,7 +94,7 @@ class ExactInfluence:
 
     @torch.no_grad()
     def __init__(self, A: LinearOperator, *, max_unknowns: int = EXACT_UNKNOWNS, work_bytes: int = 2**27) -> None:
-        if not (isinstance(A, Convolution) and Embedding.exists(A)):
+        if not (isinstance(A, Convolution) and Embedding.serves(A)):
             raise MethodError(
                 f"A: exact traces need a convolution with zero padding, or circular padding whose stride divides the "
                 f"sizes, got {A!r}; stochastic ones serve every operator"
@@ -99,7 +102,7 @@ class ExactInfluence:
         real_dtype(A.dtype)
         self._work_bytes = work_bytes
         self.A = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
-        embedding = Embedding(self.A, only_read=True)
+        embedding = Embedding(self.A, tapped_phases_only=True)
         out_border, in_border = embedding.output_border(), embedding.input_border()
         self.has_out, self.has_in = (any(any(axes) for axes in border) for border in (out_border, in_border))
         # Q_BB has only the sides that are cropped
@@ -120,7 +123,6 @@ class ExactInfluence:
         self.scale = (
             largest.reshape(A.batch_shape) if largest.numel() > 1 else largest.reshape(()).expand(A.batch_shape)
         )
-        self._lags = None if self.border is None else _lags(self.border)
 
     @torch.no_grad()
     def at(self, damp: Tensor, y: Tensor | None = None, *, slope: bool = False) -> Influence:
@@ -135,7 +137,7 @@ class ExactInfluence:
         damp = torch.as_tensor(damp, dtype=torch.float64, device=self.A.device)
         if not bool((damp > 0).all()) or not bool(torch.isfinite(damp).all()):
             raise ArgumentError(f"damp: expected positive numbers, got {damp.tolist()}")
-        embedding = Embedding(self.A, self.grid.sizes, tuple(damp.shape), only_read=True)
+        embedding = Embedding(self.A, self.grid.sizes, tuple(damp.shape), tapped_phases_only=True)
         blocks, groups = embedding.blocks, embedding.groups
         mu = (damp**2).expand(embedding.batch_shape).reshape(-1, 1).expand(-1, groups).reshape(-1)
         which = torch.arange(self.symbol_blocks, device=self.A.device)
@@ -246,19 +248,8 @@ class ExactInfluence:
 
     def _dense(self, matrices: Tensor) -> Tensor:
         """The block-circulant operator on the border cells: ``(blocks, unknowns, unknowns)``."""
-        assert self._lags is not None
-        kernel = FrequencyMatrices(self.grid, matrices).kernel()
-        return kernel.flatten(1)[:, self._lags]
-
-
-def _lags(border: Border) -> Tensor:
-    """The index, in a flattened kernel, of the entry that couples each pair of border cells."""
-    cells = border.mask.nonzero()
-    channel, places = cells[:, 0], cells[:, 1:]
-    index = channel[:, None] * border.channels + channel[None, :]
-    for a, n in enumerate(border.grid):
-        index = index * n + (places[:, a, None] - places[None, :, a]) % n
-    return index.to(border.index.device)
+        assert self.border is not None
+        return between_borders(FrequencyMatrices(self.grid, matrices).kernel(), self.border, self.border)
 
 
 def _square(z: Tensor) -> Tensor:
@@ -316,46 +307,3 @@ def _spectral_function(U: Tensor, f: Tensor, *, complete: bool, difference: bool
     result = -((U * (1 - f).unsqueeze(-2)) @ U.mH)
     result.diagonal(dim1=-2, dim2=-1).add_(1)
     return result
-
-
-def influence_trace(A: Convolution, damp: float | Tensor) -> Tensor:
-    r"""The trace of the influence matrix :math:`A (A^HA + \mathrm{damp}^2)^{-1} A^H`: effective degrees of freedom.
-
-    Exact, in double precision, for zero padding of every kind and circular padding.
-
-    Args:
-        A: the convolution.
-        damp: positive, a number or a tensor that broadcasts with ``A.batch_shape``.
-
-    Returns:
-        float64 tensor, the broadcast shape of ``A.batch_shape`` and damp.
-
-    Raises:
-        MethodError: A is not a truncated block-circulant operator.
-        PlanMemoryError: its border has more than :data:`EXACT_UNKNOWNS` unknowns.
-        ArgumentError: damp is not positive.
-
-    Source:
-        The module's derivation; Jacobi's identity for the minors of an inverse.
-
-    Example:
-        >>> A = lsconv.Conv1d(torch.ones(1, 1, 3), in_size=6)
-        >>> from lsconv.border.influence import influence_trace
-        >>> bool(influence_trace(A, 1e-4) > 3.99)
-        True
-    """
-    return ExactInfluence(A).at(torch.as_tensor(damp)).trace
-
-
-def influence_logdet(A: Convolution, damp: float | Tensor) -> Tensor:
-    r""":math:`\log\det(I + AA^H/\mathrm{damp}^2)`, exact; arguments and errors as in :func:`influence_trace`.
-
-    Minus its derivative with respect to :math:`\log \mathrm{damp}^2` is :func:`influence_trace`.
-
-    Example:
-        >>> A = lsconv.Conv1d(torch.ones(1, 1, 1), in_size=3)
-        >>> from lsconv.border.influence import influence_logdet
-        >>> influence_logdet(A, 1.0).exp().round()
-        tensor(8., dtype=torch.float64)
-    """
-    return ExactInfluence(A).at(torch.as_tensor(damp)).logdet

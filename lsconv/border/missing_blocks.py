@@ -1,10 +1,10 @@
 r"""A preconditioner for the system of the outputs that were not measured: dense blocks of neighbouring ones.
 
-With E the embedding of the missing outputs, :math:`H = A^HA + \mu L^HL` and the influence matrix :math:`F = A H^{-1}
+With E the embedding of the missing outputs, :math:`N = A^HA + \mu L^HL` and the influence matrix :math:`F = A N^{-1}
 A^H` of the complete data, the answer x for the measured outputs is that for data completed by values t of the missing
 ones, such that their residual vanishes:
 
-.. math:: x = H^{-1} A^H (y + E t), \qquad E^H(A x) = t \iff E^H (I - F) E\, t = E^H F y .
+.. math:: x = N^{-1} A^H (y + E t), \qquad E^H(A x) = t \iff E^H (I - F) E\, t = E^H F y .
 
 The matrix is Hermitian, with eigenvalues between those of :math:`\mu (\|A\|^2 + \mu)^{-1}` and one (L the identity).
 Away from the border of the grid :math:`I - F` is the block-circulant :math:`T = I - S (S^HS + \mu |S_L|^2)^{-1} S^H`,
@@ -16,12 +16,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lsconv.border.border_set import largest_block, split_at_gaps
+from lsconv.border.border_set import circulant_entries, largest_block, split_at_gaps
 from lsconv.border.penalty import Penalty
 from lsconv.border.truncated_circulant import truncated_circulant
-from lsconv.fourier.batched_linalg import hermitian_inverse
+from lsconv.fourier.batched_linalg import hermitian_inverse_
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, gram, shifted
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
+from lsconv.fourier.symbol import gram, shifted
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["MissingBlocks"]
@@ -39,7 +40,7 @@ class MissingBlocks:
 
     def __init__(self, convolution: Convolution, damp: Tensor, missing: Tensor, penalty: Penalty | None = None) -> None:
         batch = tuple(missing.shape[: missing.ndim - convolution.ndim - 1])
-        if not Embedding.exists(convolution):
+        if not Embedding.serves(convolution):
             convolution = Convolution(
                 convolution.weight, convolution.spatial_in, convolution.stride, convolution.padding,
                 convolution.dilation, convolution.groups, check_finite=False,
@@ -48,32 +49,32 @@ class MissingBlocks:
             damp = damp.log().mean().exp()
         batched = tuple(damp.shape) or convolution.batch_shape
         truncated = truncated_circulant(convolution, batch if batched else tuple(damp.shape), penalty)
-        kernel = FrequencyMatrices(
-            truncated.symbol.grid, _complement(truncated.symbol.matrices, truncated.embedding, damp, penalty)
-        )
-        grid, pieces = truncated.embedding.grid, list[tuple[int, Tensor]]()
+        matrices = _complement(truncated.symbol.matrices, truncated.embedding, damp, penalty)
+        kernel = FrequencyMatrices(truncated.symbol.grid, matrices).kernel()
+        grid, clusters = truncated.embedding.grid, list[tuple[int, Tensor]]()
         self.embedding = Embedding(truncated.convolution, grid, batch)
         cells = self.embedding.outputs_to_grid(missing.to(torch.uint8))[0].cpu()
         count = int(cells.sum())
         most = largest_block(count, cells.numel())
-        for number, members in enumerate(cells):
-            places = members.nonzero()
-            pieces += [(number, places[part]) for part in split_at_gaps(places, most)]
-        size = max((len(places) for _, places in pieces), default=0)
-        self.index = torch.full((len(pieces), size), cells.numel())  # one past the end, where zeros are appended
-        entries = kernel.kernel()
-        blocks = torch.eye(size, dtype=entries.dtype, device=entries.device).repeat(len(pieces), 1, 1)
-        for row, (number, places) in enumerate(pieces):
+        for number, mask in enumerate(cells):
+            places = mask.nonzero()
+            clusters += [(number, places[part]) for part in split_at_gaps(places, most)]
+        size = max((len(places) for _, places in clusters), default=0)
+        self.index = torch.full((len(clusters), size), cells.numel())  # one past the end, where zeros are appended
+        eye = torch.eye(size, dtype=kernel.dtype, device=kernel.device)
+        blocks = eye.repeat(len(clusters), 1, 1)
+        for row, (number, places) in enumerate(clusters):
             flat = number
             for along, n in zip(places.mT, (self.embedding.out_channels, *grid), strict=True):
                 flat = flat * n + along
             self.index[row, : len(places)] = flat
-            blocks[row, : len(places), : len(places)] = _between(entries[number % len(entries)], places)
-        self.index = self.index.to(entries.device)
-        self.inverses = hermitian_inverse(blocks)
+            entries = circulant_entries(kernel[number % len(kernel)].unsqueeze(0), places)
+            blocks[row, : len(places), : len(places)] = entries
+        self.index = self.index.to(kernel.device)
+        self.inverses = hermitian_inverse_(blocks)
         # a block that rounding makes indefinite is replaced by the identity
         lost = self.inverses.isnan().flatten(1).any(1)
-        self.inverses[lost] = torch.eye(size, dtype=entries.dtype, device=entries.device)
+        self.inverses[lost] = eye
 
     def __call__(self, r: Tensor) -> Tensor:
         """Apply the inverses of the blocks to ``r`` of shape ``(*batch, *out_shape)``."""
@@ -97,17 +98,8 @@ def _complement(S: Tensor, embedding: Embedding, damp: Tensor, penalty: Penalty 
         rows = S
         mu = embedding.per_block(damp.to(S.real.dtype)).square().reshape(-1, *(1 for _ in range(S.ndim - 1)))
         if S.shape[-2] <= S.shape[-1]:
-            return mu * hermitian_inverse(shifted(gram(S, "residual"), mu).contiguous())
+            return mu * hermitian_inverse_(shifted(gram(S, "residual"), mu).contiguous())
         normal = shifted(gram(S, "solution"), mu)
-    T = -(rows @ hermitian_inverse(normal.contiguous()) @ rows.mH)
+    T = -(rows @ hermitian_inverse_(normal.contiguous()) @ rows.mH)
     T.diagonal(dim1=-2, dim2=-1).add_(1)
     return T
-
-
-def _between(entries: Tensor, places: Tensor) -> Tensor:
-    """The matrix of a circulant between cells, rows of channel, *positions*."""
-    channel, *positions = places.mT
-    lag = torch.zeros(len(places), len(places), dtype=torch.int64)
-    for n, p in zip(entries.shape[2:], positions, strict=True):
-        lag = lag * n + (p[:, None] - p[None, :]) % n
-    return entries.flatten(2)[channel[:, None], channel[None, :], lag]

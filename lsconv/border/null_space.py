@@ -1,4 +1,4 @@
-"""The small singular values of a factorised capacitance matrix S, their vectors, and the null spaces they show."""
+"""The small singular values of a factorised capacitance matrix G, their vectors, and the null spaces they show."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lsconv.border.border_set import Border, between_borders
 from lsconv.border.capacitance import FEW_VECTORS, Capacitance
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.krylov.loop.null_space import LOST_SHARE
 from lsconv.operators.dtypes import ROUNDING
 
@@ -18,14 +18,14 @@ __all__ = ["ExtensionGram", "NullSpaces"]
 
 # Eigenvalues below this many eps of the largest count as zero, because sums of some thousand terms round as much.
 _ROUNDING = 1e3
-# The relative cutoff of the pseudo-inverse of S on directions whose extensions vanish.
+# The relative cutoff of the pseudo-inverse of G on directions whose extensions vanish.
 _LEAST_MOVED = 1e-10
 
 
 class NullSpaces:
     """The null spaces of A and A^H to ``rcond``, as coordinates on the border.
 
-    Candidates are the singular vectors of S with the smallest singular values. Then random vectors w are compared with
+    Candidates are the singular vectors of G with the smallest singular values. Then random vectors w are compared with
     the solution for A w: their differences outside of the known null space are further candidates, until there are
     none.
 
@@ -35,7 +35,8 @@ class NullSpaces:
         inverse_norm: a bound of ``||C^-1||``, one per block.
         condition: a bound of the condition number of C, one per block.
         rcond: singular values up to this part of ``||C||`` count as zero, one per block.
-        chosen: rcond is the user's and lies anywhere in the spectrum, which the bounds know within a factor of two.
+        user_rcond: rcond is the user's, so that it may lie among other singular values. As the bounds are right to a
+            factor of two, values from half of it to one and a half times it are undecided.
 
     Attributes:
         capacitance: the capacitance matrix, with the null vectors found on its directions.
@@ -53,9 +54,9 @@ class NullSpaces:
         condition: Tensor,
         rcond: Tensor,
         *,
-        chosen: bool,
+        user_rcond: bool,
     ) -> None:
-        self.capacitance, self.rcond, self._chosen = capacitance, rcond.unsqueeze(-1), chosen
+        self.capacitance, self.rcond, self._user_rcond = capacitance, rcond.unsqueeze(-1), user_rcond
         # The rounding error of a computed singular value.
         self._noise = torch.finfo(torch.float64).eps * condition.unsqueeze(-1)
         self.resolved = True
@@ -67,7 +68,7 @@ class NullSpaces:
         self._counts = torch.zeros(2, len(sigma), dtype=torch.int64, device=sigma.device)
         self.largest = 0.0
         if bool((sigma[:, 0] > limit * inverse_norm).all()):
-            # A null vector of A is at most ||C^-1|| times as long as its border values, so larger singular values of S
+            # A null vector of A is at most ||C^-1|| times as long as its border values, so larger singular values of G
             # exclude one.
             return
         grams = [ExtensionGram(direction.inverse, direction.free) for direction in self.capacitance.directions]
@@ -98,7 +99,8 @@ class NullSpaces:
         """
         counted = [ratio < self.rcond for ratio, _ in found]
         self.resolved = not any(bool((~k & (r < self._noise)).any()) for (r, _), k in zip(found, counted, strict=True))
-        band = (self.rcond / 2 if self._chosen else 0 * self.rcond).clamp_min(ROUNDING * torch.finfo(torch.float64).eps)
+        half_width = self.rcond / 2 if self._user_rcond else 0 * self.rcond
+        band = half_width.clamp_min(ROUNDING * torch.finfo(torch.float64).eps)
         near = [((r - self.rcond).abs() <= band) & (self.rcond > 0) for r, _ in found]
         self.undecided = sum((n.any(-1) for n in near), self.undecided)
         counts = torch.stack([k.sum(-1) for k in counted])
@@ -112,8 +114,8 @@ class NullSpaces:
         # Orthonormalised again without the rejected candidates: their extensions are much longer, and the accepted
         # vectors have lost digits beside them.
         null = [orthonormalised(v, gram.between(v)) for v, gram in zip(null, grams, strict=True)]
-        # the coupling B C^-1 R^T R C^-H B^T is G - S S^H, with G the Gram matrix of the extensions; S^H v = 0 on null
-        # vectors v, where it is G
+        # the coupling B C^-1 R^T R C^-H B^T is P - G G^H, with P of ExtensionGram; G^H v = 0 on null
+        # vectors v, where it is P
         coupling = [gram(v) for gram, v in zip(grams, null, strict=True)]
         forward, adjoint = self.capacitance.directions
         directions = (
@@ -145,13 +147,12 @@ class NullSpaces:
         return torch.nn.functional.normalize(v, dim=-1).movedim(0, -1)
 
 
-def small_singular_vectors(capacitance: Capacitance, count: int, steps: int = 2) -> tuple[Tensor, Tensor, Tensor]:
-    """The ``count`` smallest singular values, by block inverse iteration with :math:`(S^H S)^{-1}`.
+def small_singular_vectors(capacitance: Capacitance, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``count`` smallest singular values, by block inverse iteration with :math:`(G^H G)^{-1}`.
 
     Args:
-        capacitance: S, factorised.
+        capacitance: G, factorised.
         count: the number of singular values; the last ones are the least accurate.
-        steps: the number of iterations.
 
     Returns:
         The singular values ``(blocks, count)``, smallest first, and left and right vectors ``(blocks, size, count)``.
@@ -163,7 +164,7 @@ def small_singular_vectors(capacitance: Capacitance, count: int, steps: int = 2)
     blocks, size = factors.shape[:2]
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(blocks, size, count, generator=generator, dtype=factors.dtype).to(factors.device)
-    for _ in range(steps):
+    for _ in range(2):  # random vectors find what they miss
         for adjoint in (True, False):
             v = torch.linalg.qr(capacitance.solve(v, adjoint=adjoint)).Q
     left_vectors, inverse, rows = torch.linalg.svd(capacitance.solve(v, adjoint=True), full_matrices=False)
@@ -217,27 +218,26 @@ def nearest_null(images: Tensor, v: Tensor, gram: Tensor) -> tuple[Tensor, Tenso
     """Orthonormalise the extensions of vectors, ordered by how nearly they are null vectors of A.
 
     Args:
-        images: ``S v``, ``(blocks, rows, k)``. Not from singular values of S^-1: next to those of null vectors the
+        images: ``G v``, ``(blocks, rows, k)``. Not from singular values of G^-1: next to those of null vectors the
             others are rounding, and with them everything below.
         v: orthonormal vectors on the border, ``(blocks, size, k)``.
-        overlap: the inner products of their extensions, cropped nowhere.
+        gram: the inner products of their extensions before the crop, ``(blocks, k, k)``.
 
     Returns:
-        For each a bound of ``||A x|| / (||C|| ||x||)``, smallest first, as A extend(v) = -R_out C B_in^T S v; and the
+        For each a bound of ``||A x|| / (||C|| ||x||)``, smallest first, as A extend(v) = -R_out C B_in^T G v; and the
         coordinates.
     """
-    values, vectors = torch.linalg.eigh(gram - images.mH @ images)  # the crop removes S v
-    # Directions whose extension is only rounding are arbitrary: adding them changes S v, but no extension.
+    values, vectors = torch.linalg.eigh(gram - images.mH @ images)  # the crop removes G v
+    # Directions whose extension is only rounding are arbitrary: adding them changes G v, but no extension.
     nonzero = (values > _ROUNDING * torch.finfo(values.dtype).eps * values[..., -1:]).unsqueeze(-2)
     whiten = vectors * torch.where(nonzero, values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt().unsqueeze(-2), 0)
     free = vectors * ~nonzero
     moved = images @ free
     whiten = whiten - free @ (torch.linalg.pinv(moved, rtol=_LEAST_MOVED) @ (images @ whiten))
     cropped = images @ whiten
-    excluded = (1 + torch.linalg.matrix_norm(cropped))[
-        ..., None, None
-    ] * ~nonzero  # the arbitrary directions are no null vectors
-    excluded = torch.diag_embed(excluded.squeeze(-2)).to(cropped)
+    # the arbitrary directions are no null vectors
+    excluded = (1 + torch.linalg.matrix_norm(cropped)).unsqueeze(-1) * ~nonzero.squeeze(-2)
+    excluded = torch.diag_embed(excluded).to(cropped)
     _, ratio, rows = torch.linalg.svd(torch.cat([cropped, excluded], dim=-2), full_matrices=False)
     return ratio.flip(-1), (v @ (whiten @ rows.mH)).flip(-1)
 

@@ -16,7 +16,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_inverse import NormalInverse
 from lsconv.errors import ConvergenceWarning
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
@@ -30,10 +29,10 @@ __all__ = [
     "NormalEquations",
     "OuterPlan",
     "OuterSolution",
-    "confirmed",
-    "iterated",
-    "needs_no_iteration",
+    "converged_without_excuse",
+    "iterate_or_drop_factors",
     "outer_iteration",
+    "solve_again_if_excused",
 ]
 
 # An item is stopped after this many steps without halving its residual; the fallback answers it.
@@ -50,14 +49,14 @@ class OuterPlan(Protocol):
         unit: a power of two per item, by which A is divided.
         inverse: an approximate inverse of the normal operator.
         factor_dtype: the real dtype of its factors.
-        read: the inputs that some output reads; None: all.
+        observed_inputs: the inputs that some output reads; None: all.
     """
 
     scaled_damp: Tensor
     unit: Tensor
     inverse: NormalInverse
     factor_dtype: torch.dtype
-    read: Tensor | None
+    observed_inputs: Tensor | None
 
     @property
     def A(self) -> LinearOperator:  # noqa: N802 - the operator
@@ -182,7 +181,9 @@ class NormalEquations:
         by_residual = total / bound.clamp_min(smallest)
         norm = self.plan.inverse.norm_bound
         rounding = 4 * torch.finfo(self.A.dtype).eps * (norm * x_norm + self.given_norm)
-        if self.A.dtype != self.plan.A.dtype:  # x is stored in float32: where it is short, 5 % of that rounding will do
+        # x is rounded to float32 in the end. Where it is short, so that no small singular value has lengthened it, the
+        # residual need not be smaller than 5 % of that rounding.
+        if self.A.dtype != self.plan.A.dtype:
             stored = 0.05 * self.tolerances.eps * (norm * x_norm + self.given_norm)
             rounding = torch.where(LENGTH_LIMIT * norm * x_norm <= self.given_norm, stored, rounding)
         if self.beyond_rounding:
@@ -199,7 +200,7 @@ class NormalEquations:
         tolerance_ratio = torch.minimum(by_residual, torch.maximum(g_norm / target.clamp_min(smallest), downhill))
         return torch.where(g_norm == 0, 0, tolerance_ratio)
 
-    def scaled_back(self, tensor: Tensor, space: ItemSpace) -> Tensor:
+    def in_data_units(self, tensor: Tensor, space: ItemSpace) -> Tensor:
         """Convert to the units of the data."""
         return tensor * space.broadcast(self.unit / self.plan.unit)
 
@@ -234,16 +235,16 @@ class OuterSolution:
         equations = self.equations
         if equations.residual_side:
             assert self.image is not None
-            return equations.scaled_back(self.image, equations.image_space)
-        x, read = equations.scaled_back(self.u, equations.space), equations.plan.read
-        return x if not equations.has_data or read is None else x * read
+            return equations.in_data_units(self.image, equations.image_space)
+        x, observed = equations.in_data_units(self.u, equations.space), equations.plan.observed_inputs
+        return x if not equations.has_data or observed is None else x * observed
 
     def dual(self) -> Tensor:
         """``u`` on the residual side, ``A u`` on the solution side: what the adjoint of the inverse gives."""
         equations = self.equations
         if equations.residual_side:
-            return equations.scaled_back(self.u, equations.space)
-        return equations.scaled_back(equations.image(self.u), equations.image_space)
+            return equations.in_data_units(self.u, equations.space)
+        return equations.in_data_units(equations.image(self.u), equations.image_space)
 
     def warn(self, plan: object) -> None:
         """Warn of items far from their target, for calls that return no certificate."""
@@ -298,15 +299,15 @@ def _border_tolerance(plan: OuterPlan, ratio: float, growth: float) -> float:
             first step assumes the largest possible, sigma_max / damp, which needs no margin. Factors with a floor reach
             no more than that, whatever the ratio is, and there the margin counts twice.
     """
-    most = 1 / plan.inverse.relative_damp if plan.inverse.damped or not plan.inverse.exact else 1.0
+    most = 1 / plan.inverse.relative_damp if plan.inverse.has_shift or not plan.inverse.exact else 1.0
     if not plan.inverse.exact:
         return _MARGIN**2 / most
     finest = torch.finfo(plan.factor_dtype).eps ** 0.7  # the border's residual has no more digits
     return min(max(_MARGIN / (max(growth or _MARGIN * most, 1.0) * ratio), finest), _MARGIN)
 
 
-def iterated(make: Callable[[], NormalEquations]) -> OuterSolution:
-    """The outer iteration; once more without factors of the border that have lost too many digits for it.
+def iterate_or_drop_factors(make: Callable[[], NormalEquations]) -> OuterSolution:
+    """Run the outer iteration; where factors keep it from its target, discard them for good and run it again.
 
     Args:
         make: prepares the equations; asked again where a run is repeated, so that none holds the data for that.
@@ -314,18 +315,18 @@ def iterated(make: Callable[[], NormalEquations]) -> OuterSolution:
     outer = outer_iteration(make())
     inverse = outer.equations.plan.inverse
     missed = bool((outer.tolerance_ratio > 1).any()) and not outer.exhausted
-    if isinstance(inverse.direct, DirectInverse) and missed:
+    if inverse.direct is not None and missed:
         inverse.give_up_factors()
         outer = outer_iteration(make())
     return outer
 
 
-def needs_no_iteration(solution: Solution) -> bool:
+def converged_without_excuse(solution: Solution) -> bool:
     """Tell whether all items have converged, none of them only because its gradient is within rounding."""
     return solution.all_converged and (solution.excused is None or not bool(solution.excused.any()))
 
 
-def confirmed(solve: Callable[[bool], Solution], space: ItemSpace) -> Solution:
+def solve_again_if_excused(solve: Callable[[bool], Solution], space: ItemSpace) -> Solution:
     """Solve, and check items that pass only because of the rounding of their gradient by a second, longer solve.
 
     Rounding of the size of the gradient can hide errors along small singular values. Where the two solutions differ by

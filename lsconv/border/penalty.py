@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError
-from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, symbol
+from lsconv.fourier.embedding import BorderPositions, Embedding
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
+from lsconv.fourier.symbol import symbol
 from lsconv.operators.algebra import Scaled, VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
@@ -65,7 +66,7 @@ def as_convolutions(L: LinearOperator, spatial_ndim: int) -> list[Filter] | None
     if len(L.in_shape) != spatial_ndim + 1:
         return None
     if isinstance(L, Convolution):
-        served = all(s == 1 for s in L.stride) and Embedding.exists(L)
+        served = all(s == 1 for s in L.stride) and Embedding.serves(L)
         return [Filter(L, one)] if served else None
     if isinstance(L, Identity):
         weight = torch.ones(L.in_shape[0], *(1,) * (spatial_ndim + 1), dtype=L.dtype, device=L.device)
@@ -192,12 +193,14 @@ class Penalty:
     def embedding(self, batch_shape: tuple[int, ...]) -> Embedding:
         """The grid of A and L; ``batch_shape`` are more batch dimensions whose items get blocks of their own."""
         batch_shape = tuple(broadcast_shapes(batch_shape, self.batch_shape))
-        return Embedding(self.convolution, self.grid, batch_shape, only_read=True, constrained=self.constrained)
+        return Embedding(
+            self.convolution, self.grid, batch_shape, tapped_phases_only=True, constrained=self.constrained
+        )
 
     @staticmethod
     def serves(convolution: Convolution, terms: Sequence[Filter]) -> bool:
         """Tell whether A and L are crops of block-circulant operators on one grid and with the same blocks."""
-        if any(s != 1 for s in convolution.stride) or not Embedding.exists(convolution):
+        if any(s != 1 for s in convolution.stride) or not Embedding.serves(convolution):
             return False
         parts = [_unwrapped(part) for part in (convolution, *(term.convolution for term in terms))]
         if any(part.groups % convolution.groups for part in parts[1:]) or any(part.batch_shape for part in parts[1:]):
@@ -210,13 +213,13 @@ class Penalty:
         return True
 
     def rows(
-        self, embedding: Embedding, symbol: Callable[[Convolution, Embedding], FrequencyMatrices] = symbol
+        self, embedding: Embedding, symbol_of: Callable[[Convolution, Embedding], FrequencyMatrices] = symbol
     ) -> Tensor:
         """The symbol's rows, ``(blocks, *frequencies, rows, columns)``, for the embedding of A."""
         parts = []
         for convolution, factor in self.terms:
             symbol_grid = Embedding(convolution, embedding.grid)
-            matrices = symbol(convolution, symbol_grid).matrices
+            matrices = symbol_of(convolution, symbol_grid).matrices
             groups, fine = embedding.groups, symbol_grid.groups // embedding.groups
             matrices = _block_diagonal(matrices.unflatten(0, (groups, fine)))
             scale = factor.expand(embedding.batch_shape).reshape(-1, 1, *(1 for _ in matrices.shape[1:]))
@@ -235,7 +238,7 @@ class Penalty:
             rows += [Taps(offsets, weights) for weights in (scale * weight).flatten(0, 1).unbind(1)]
         return rows
 
-    def border(self, embedding: Embedding) -> list[list[list[int]]]:
+    def border(self, embedding: Embedding) -> BorderPositions:
         """Border positions per row and axis: those of A, then in the order of :meth:`rows`."""
         positions = []
         for convolution in (self.convolution, *(convolution for convolution, _ in self.terms)):
@@ -252,6 +255,7 @@ class Penalty:
 
 
 def _taps(convolution: Convolution, a: int) -> list[int]:
+    """The offsets, from the place of an output, of the cells that it reads along an axis."""
     left, dilation = convolution.padding[a][0], convolution.dilation[a]
     return [dilation * t - left for t in range(convolution.kernel_size[a])]
 
@@ -279,6 +283,7 @@ def _unwrapped(convolution: Convolution) -> Convolution:
 
 
 def _wraps(convolution: Convolution, a: int) -> bool:
+    """Tell whether some output of a circular convolution reads across the edge of an axis."""
     taps = _taps(convolution, a)
     return min(taps) < 0 or convolution.spatial_out[a] - 1 + max(taps) > convolution.spatial_in[a] - 1
 

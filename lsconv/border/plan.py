@@ -16,8 +16,8 @@ from __future__ import annotations
 import functools
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,9 +25,15 @@ from torch import Tensor
 from lsconv.border.cost_model import Limits, plan_bytes, spared
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_inverse import normal_inverse
-from lsconv.border.normal_problem import Request, least_shift, needs_double
-from lsconv.border.outer_iteration import NormalEquations, OuterSolution, confirmed, iterated, needs_no_iteration
-from lsconv.border.reflected_padding import Mirror
+from lsconv.border.normal_problem import Request, least_shift, needs_double, scaled_to_unit
+from lsconv.border.outer_iteration import (
+    NormalEquations,
+    OuterSolution,
+    converged_without_excuse,
+    iterate_or_drop_factors,
+    solve_again_if_excused,
+)
+from lsconv.border.reflected_padding import CopiedPadding
 from lsconv.errors import ConvergenceWarning, DtypeError, MethodError
 from lsconv.fourier.embedding import Embedding
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
@@ -67,7 +73,7 @@ class BorderPlan(Plan):
         unit: a power of two per kernel; everything is computed for A / unit.
         scaled: A / unit, in float64.
         precise: A in float64, for the certificate.
-        read: True for the inputs that some output reads, ``(*spatial_in)``; None: all of them.
+        observed_inputs: True for the inputs that some output reads, ``(*spatial_in)``; None: all of them.
 
     Raises:
         MethodError: A is no such convolution.
@@ -93,7 +99,7 @@ class BorderPlan(Plan):
         memory_limit: int | None = None,
         limits: Limits | None = None,
     ) -> None:
-        if not (isinstance(A, Convolution) and (Embedding.exists(A) or Mirror.exists(A))):
+        if not (isinstance(A, Convolution) and (Embedding.serves(A) or CopiedPadding.serves(A))):
             raise MethodError(
                 f'method="border" needs a convolution with zero padding (or circular padding whose stride divides the '
                 f'sizes, or reflect or replicate padding of stride 1), got {A!r}; use method="lsmr"'
@@ -105,22 +111,20 @@ class BorderPlan(Plan):
         self.rcond = default_rcond(A.dtype) if rcond is None else rcond
         self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
         self._damped = bool((self.damp > 0).all())
-        self._mirrored = Mirror.exists(A)
-        if self._mirrored and not self._damped:
+        self._copies_padding = CopiedPadding.serves(A)
+        if self._copies_padding and not self._damped:
             raise MethodError(f'method="border" with padding_mode={A.padding_mode!r} needs damp > 0; use method="lsmr"')
         with torch.no_grad():
-            weight = A.weight.detach()
             # The plan works with A / unit, so that no Gram matrix overflows in float32.
-            self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
-            unit = over_items(self.unit.to(weight.real.dtype), A.ndim + 2)
-            self._scaled_in_dtype = A.with_parameters([weight / unit])
+            self.unit, self._scaled_in_dtype = scaled_to_unit(A)
             self.scaled_damp = self.damp / self.unit
             self.scaled = self._scaled_in_dtype.to(dtype=double(A.dtype))
-            self.precise = A.with_parameters([weight]).to(dtype=double(A.dtype))
+            self.precise = A.with_parameters([A.weight.detach()]).to(dtype=double(A.dtype))
+        self._inputs = ItemSpace(A.in_shape, self.precise.dtype, A.device)
         self._memory_limit, self._limits = memory_limit, limits
         self._factor(self._factor_dtype(dtype))
-        self._probed: DirectInverse | None = None
-        self._precise_enough = False
+        self._probed_factors: DirectInverse | None = None
+        self._probe_converged = False
         if not self._damped:
             self._refuse_deficient()
         self.x_in_range_of_adjoint = self.inverse.side == "residual"
@@ -137,12 +141,12 @@ class BorderPlan(Plan):
         limits = self._limits if allowed is None else spared(self._limits, allowed, self._needed(dtype))
         self.inverse = normal_inverse(Request.of(scaled, self.scaled_damp, floor=floor, limits=limits))
         self._norm = self.inverse.norm_bound * self.unit  # an upper bound of ||A||, per item
-        read = None if self._mirrored else self.inverse.embedding.read_inputs()
-        self.read = None if read is None else read.to(self.A.device)
+        observed = None if self._copies_padding else self.inverse.embedding.observed_inputs()
+        self.observed_inputs = None if observed is None else observed.to(self.A.device)
 
     def _refuse_deficient(self) -> None:
         """Refuse operators whose null space (or that of the adjoint) the border system would have to resolve."""
-        if reason := self.inverse.nullity():
+        if reason := self.inverse.null_space_reason():
             raise MethodError(
                 f'method="border" with damp=0: {reason}, so a solution found through the border need not be the one of '
                 f'minimum norm; use method="lsmr", or damp > 0 ({self.A!r})'
@@ -157,23 +161,24 @@ class BorderPlan(Plan):
         """The solution, with a certificate computed in float64; ``max_iter`` limits the border iterations in all."""
         tolerances = self.tolerances(rtol, atol)
         y = y.detach().to(self.precise.dtype)
-        factors = self._usable_factors(y, self.A.out_shape)
+        factors = self._exact_factors(y, self.A.out_shape)
         if factors is not None:
-            solution = self._certified(
-                y, self._corrected(self._scaled_back(factors.solution(y)), y, tolerances), tolerances
-            )
-            if needs_no_iteration(solution):
+            x = self._with_newton_step(self._unscale_(factors.solution(y)), y, tolerances)
+            solution = self._certified(y, x, tolerances)
+            if converged_without_excuse(solution):
                 return solution
         # Errors along singular values below damp enter the gradient with the factor damp^2 only.
         error_share = None if self.inverse.side == "residual" else TALL_NULL_SHARE
 
-        options: dict[str, Any] = {"y": y, "tolerances": tolerances, "max_iter": max_iter, "error_share": error_share}
+        make = functools.partial(
+            NormalEquations, self, y=y, tolerances=tolerances, max_iter=max_iter, error_share=error_share
+        )
 
-        def iterate(beyond_rounding: bool) -> Solution:
-            outer = self._outer(**options, beyond_rounding=beyond_rounding)
-            return self._certified(y, self._corrected(outer.x, y, tolerances), tolerances, outer)
+        def solve(beyond_rounding: bool) -> Solution:
+            outer = self._iterate_raising_precision(lambda: make(beyond_rounding=beyond_rounding))
+            return self._certified(y, self._with_newton_step(outer.x, y, tolerances), tolerances, outer)
 
-        return confirmed(iterate, ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
+        return solve_again_if_excused(solve, ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
 
     def _certified(self, y: Tensor, x: Tensor, tolerances: Tolerances, outer: OuterSolution | None = None) -> Solution:
         """Certify x by products with A in float64, with the plan's bounds of the norm and of the null space."""
@@ -207,30 +212,30 @@ class BorderPlan(Plan):
             warnings.simplefilter("ignore", ConvergenceWarning)
             return lsqr(self.precise, y, rtol=rtol, max_iter=500).x
 
-    def _usable_factors(self, given: Tensor, item_shape: tuple[int, ...]) -> DirectInverse | None:
+    def _exact_factors(self, given: Tensor, item_shape: tuple[int, ...]) -> DirectInverse | None:
         """The factors that solve for ``given``, ``(*batch, *item_shape)``; None where the border is iterated on."""
         factors = self.inverse.factorise_if_cheaper(tuple(given.shape[: given.ndim - len(item_shape)]))
         return factors if factors is not None and factors.exact else None
 
-    def _trusted(self, given: Tensor, item_shape: tuple[int, ...]) -> DirectInverse | None:
-        """Return the factors if their answer for one noise-like right-hand side is certified; this is tested once."""
-        factors = self._usable_factors(given, item_shape)
+    def _certified_factors(self, given: Tensor, item_shape: tuple[int, ...]) -> DirectInverse | None:
+        """The factors, if their answer for noise-like data was certified; every set of factors is tested once."""
+        factors = self._exact_factors(given, item_shape)
         if factors is None or not self._damped:
             return None
-        if self._probed is not factors:
+        if self._probed_factors is not factors:
             shape = (*self.inverse.embedding.batch_shape, *self.A.out_shape)
             numbers = torch.arange(math.prod(shape), dtype=torch.float64, device=self.A.device)
             y = torch.sin(numbers * numbers).reshape(shape).to(self.precise.dtype)  # vmap refuses random numbers
             tolerances = self.tolerances(None)
-            probe = self._certified(y, self._scaled_back(factors.solution(y)), tolerances)
-            self._probed, self._precise_enough = factors, bool(probe.converged.all())
-        return factors if self._precise_enough else None
+            probe = self._certified(y, self._unscale_(factors.solution(y)), tolerances)
+            self._probed_factors, self._probe_converged = factors, bool(probe.converged.all())
+        return factors if self._probe_converged else None
 
-    def _corrected(self, x: Tensor, y: Tensor, tolerances: Tolerances) -> Tensor:
+    def _with_newton_step(self, x: Tensor, y: Tensor, tolerances: Tolerances) -> Tensor:
         """Take one Newton step from x, where rounding of the gradient could hide a part in the null space."""
         if not self._hides_null_space(tolerances):
             return x
-        space = ItemSpace(self.A.in_shape, self.precise.dtype, self.A.device)
+        space = self._inputs
         gradient = self.precise.adjoint(y - self.precise.apply(x)) - space.broadcast(self.damp.square()) * x
         unit = binary_unit(space.safe_norm(gradient))
         step = self.inverse((gradient / space.broadcast(unit)).to(self.inverse.convolution.dtype), 1e-3)[0]
@@ -244,8 +249,8 @@ class BorderPlan(Plan):
         faint = (self.damp > 0) & (self.damp.square() * tolerances.null_share < rounding * self._norm.square())
         return bool(faint.any()) and bool(self._loses_null_part.any())
 
-    def _scaled_back(self, scaled: Tensor) -> Tensor:
-        """Convert an answer for A / unit to one for A."""
+    def _unscale_(self, scaled: Tensor) -> Tensor:
+        """Convert, in place, an answer for A / unit to one for A."""
         return scaled.div_(over_items(self.unit, len(self.A.in_shape)))
 
     def _null_share(self, tolerances: Tolerances) -> Tensor:
@@ -255,8 +260,7 @@ class BorderPlan(Plan):
             return torch.where(damped, null_share, torch.inf)
         # The share is strict where A has fewer outputs than inputs, hence a null space, and where one outer step leaves
         # a part of x in it: where the shift of the factors exceeds damp^2 (they are not exact), or damp is tiny.
-        fewer_outputs = self.A.out_numel < self.A.in_numel
-        strict = fewer_outputs or not self.inverse.exact
+        strict = self.A.out_numel < self.A.in_numel or not self.inverse.exact
         shares = torch.where(strict | (self.damp < _INVISIBLE_DAMP * self._norm), null_share, TALL_NULL_SHARE)
         return torch.where(damped, shares, 0.0)
 
@@ -264,26 +268,26 @@ class BorderPlan(Plan):
     def _loses_null_part(self) -> Tensor:
         """Mark the items where the solution for A w is not the random w, which shows that A is rank-deficient."""
         batch = torch.Size(self.inverse.embedding.batch_shape)
-        return misses_null_part(self.precise, batch, lambda y: self._run(y=y, rtol=direct_rtol(torch.float64)).x)
+        return misses_null_part(self.precise, batch, lambda y: self._iterate(y=y, rtol=direct_rtol(torch.float64)).x)
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + mu)^+ A^H y`` for ``y`` of shape ``(*batch, *out_shape)``, without the certificate."""
-        return self._applied(y.detach().to(self.precise.dtype), rtol).to(self.A.dtype)
+        return self._apply_double(y.detach().to(self.precise.dtype), rtol).to(self.A.dtype)
 
-    def _applied(self, y: Tensor, rtol: float | None) -> Tensor:
+    def _apply_double(self, y: Tensor, rtol: float | None) -> Tensor:
         """Compute :meth:`apply` in double precision."""
-        factors = self._trusted(y, self.A.out_shape)
-        x = self._run(y=y, rtol=rtol).x if factors is None else self._scaled_back(factors.solution(y))
-        return self._corrected(x, y, self.tolerances(rtol))
+        factors = self._certified_factors(y, self.A.out_shape)
+        x = self._iterate(y=y, rtol=rtol).x if factors is None else self._unscale_(factors.solution(y))
+        return self._with_newton_step(x, y, self.tolerances(rtol))
 
     @torch.no_grad()
     def residual(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """``y - A x = mu (A A^H + mu)^{-1} y``, ``(*batch, *out_shape)``; one solve where there are factors."""
         y64 = y.detach().to(self.precise.dtype)
-        factors = self._trusted(y64, self.A.out_shape)
+        factors = self._certified_factors(y64, self.A.out_shape)
         if factors is None or self.inverse.side == "solution":
-            return (y64 - self.precise.apply(self._applied(y64, rtol))).to(self.A.dtype)
+            return (y64 - self.precise.apply(self._apply_double(y64, rtol))).to(self.A.dtype)
         mu = over_items(self.scaled_damp.square(), len(self.A.out_shape))
         return (factors.normal(y64) * mu).to(self.A.dtype)
 
@@ -291,10 +295,10 @@ class BorderPlan(Plan):
     def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
         """The adjoint of :meth:`apply`: ``A (A^H A + mu)^+ v`` for ``v`` of shape ``(*batch, *in_shape)``."""
         v64 = v.detach().to(self.precise.dtype)
-        factors = self._trusted(v64, self.A.in_shape)
+        factors = self._certified_factors(v64, self.A.in_shape)
         if factors is not None:
-            return self._scaled_back(factors.dual(v64)).to(self.A.dtype)
-        outer = self._run(v=v, rtol=rtol)
+            return self._unscale_(factors.dual(v64)).to(self.A.dtype)
+        outer = self._iterate(v=v, rtol=rtol)
         outer.warn(self)
         return outer.dual().to(self.A.dtype)
 
@@ -304,46 +308,42 @@ class BorderPlan(Plan):
         if self.inverse.side == "solution" and bool((self.damp < _TINY_DAMP * self._norm).any()):
             solution = self.solve(y)  # because the tolerance ratio does not show the null space
             return solution.x, ~solution.converged
-        if self._trusted(y, self.A.out_shape) is not None:
+        if self._certified_factors(y, self.A.out_shape) is not None:
             return self.apply(y), torch.zeros((), dtype=torch.bool, device=y.device)
-        outer = self._run(y=y)
+        outer = self._iterate(y=y)
         return outer.x.to(self.A.dtype), outer.tolerance_ratio > 1
 
     @torch.no_grad()
     def attempt_adjoint(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """Compute :meth:`adjoint` of ``v``, and mark the items that missed the tolerance."""
-        if self._trusted(v, self.A.in_shape) is not None:
+        if self._certified_factors(v, self.A.in_shape) is not None:
             return self.adjoint(v), torch.zeros((), dtype=torch.bool, device=v.device)
-        outer = self._run(v=v)
+        outer = self._iterate(v=v)
         return outer.dual().to(self.A.dtype), outer.tolerance_ratio > 1
 
     @functools.cached_property
     def _norm_from_below(self) -> Tensor:
         """A lower bound of ``||A||``, per item: from the plane wave of the symbol's largest singular value."""
-        domain, codomain = (
-            ItemSpace(s, self.precise.dtype, self.A.device) for s in (self.A.in_shape, self.A.out_shape)
-        )
-        if self._mirrored:
+        if self._copies_padding:
             return torch.zeros((), dtype=torch.float64, device=self.A.device)
+        outputs = ItemSpace(self.A.out_shape, self.precise.dtype, self.A.device)
         wave = self.inverse.leading_wave().to(self.precise.dtype)
-        return divide(codomain.norm(self.precise.apply(wave)), domain.norm(wave))
+        return divide(outputs.norm(self.precise.apply(wave)), self._inputs.norm(wave))
 
     @torch.no_grad()
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + mu)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``, where ``damp > 0``."""
-        embedding = self.inverse.embedding
-        unread = any(len(phases) < step for phases, step in zip(embedding.read, embedding.stride, strict=True))
-        if self.inverse.side == "residual" or unread:  # inputs that no output reads are missing on the grid
-            rtol = direct_rtol(self.A.dtype, rtol)
-            g64 = g.to(self.precise.dtype)
-            # a gradient by damp uses the part of v in the row space of A, which may be (damp / ||A||)^2 of all of v
-            v = normal_by_apply(self.precise, self.damp, self._applied, g64, rtol=rtol, extra_digits=1.0)
-            return v.to(self.A.dtype)
         g64 = g.detach().to(self.precise.dtype)
-        factors = self._trusted(g64, self.A.in_shape)
+        # inputs that no output reads are missing on the grid
+        if self.inverse.side == "residual" or self.inverse.embedding.drops_phases:
+            rtol = direct_rtol(self.A.dtype, rtol)
+            # a gradient by damp uses the part of v in the row space of A, which may be (damp / ||A||)^2 of all of v
+            v = normal_by_apply(self.precise, self.damp, self._apply_double, g64, rtol=rtol, extra_digits=1.0)
+            return v.to(self.A.dtype)
+        factors = self._certified_factors(g64, self.A.in_shape)
         if factors is not None:
-            return self._scaled_back(self._scaled_back(factors.normal(g64))).to(self.A.dtype)
-        return self._normal(g, rtol)
+            return self._unscale_(self._unscale_(factors.normal(g64))).to(self.A.dtype)
+        return self._iterate_normal(g, rtol)
 
     @torch.no_grad()
     def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
@@ -352,27 +352,28 @@ class BorderPlan(Plan):
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the caller checks, and has another method
-            return self._normal(g, rtol)
+            return self._iterate_normal(g, rtol)
 
-    def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
-        outer = self._run(v=g, rtol=rtol)
+    def _iterate_normal(self, g: Tensor, rtol: float | None) -> Tensor:
+        """Solve the normal equations on inputs by the outer iteration."""
+        outer = self._iterate(v=g, rtol=rtol)
         outer.warn(self)
-        space = ItemSpace(self.A.in_shape, self.precise.dtype, self.A.device)
-        return (outer.x * space.broadcast(1 / self.unit)).to(self.A.dtype)
+        return (outer.x * self._inputs.broadcast(1 / self.unit)).to(self.A.dtype)
 
-    def _run(self, y: Tensor | None = None, v: Tensor | None = None, rtol: float | None = None) -> OuterSolution:
+    def _iterate(self, y: Tensor | None = None, v: Tensor | None = None, rtol: float | None = None) -> OuterSolution:
+        """Run the outer iteration for data ``y``, or for a right-hand side ``v`` on inputs."""
         tolerances = self.tolerances(rtol)
         y, v = (t if t is None else t.detach().to(self.precise.dtype) for t in (y, v))
-        return self._outer(y=y, v=v, tolerances=tolerances)
+        return self._iterate_raising_precision(lambda: NormalEquations(self, y=y, v=v, tolerances=tolerances))
 
-    def _outer(self, **options: Any) -> OuterSolution:
+    def _iterate_raising_precision(self, make: Callable[[], NormalEquations]) -> OuterSolution:
         """Run the outer iteration; if float32 factors fail, replace them by float64 ones for good and repeat it."""
-        outer = iterated(lambda: NormalEquations(self, **options))
+        outer = iterate_or_drop_factors(make)
         precise = double(self.factor_dtype)
         out_of_reach = bool((outer.tolerance_ratio > 1).any()) and not outer.exhausted
         if self.factor_dtype != precise and out_of_reach and self._needed(precise) <= self._allowed():
             self._factor(precise)
-            outer = iterated(lambda: NormalEquations(self, **options))
+            outer = iterate_or_drop_factors(make)
         return outer
 
     # ------------------------------------------------------------------ memory

@@ -26,17 +26,18 @@ import torch
 from torch import Tensor
 
 from lsconv.border.border_set import Border, BorderEntries, gathered
-from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FactoredCapacitance, FrequencyMatrices
+from lsconv.border.factored_capacitance import FactoredCapacitance
+from lsconv.fourier.embedding import BorderPositions, Embedding
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.padding import pad
 from lsconv.operators.padding_modes import MODES
 
-__all__ = ["Mirror", "MirroredBorder", "MirroredEntries"]
+__all__ = ["CopiedPadding", "CopiedPaddingBorder", "CopiedPaddingEntries"]
 
 
-class Mirror:
+class CopiedPadding:
     """A convolution with reflect or replicate padding, as a valid convolution V of an image whose margin copies cells.
 
     Args:
@@ -73,7 +74,7 @@ class Mirror:
         self.bound = (rows * columns).sqrt()
 
     @staticmethod
-    def exists(A: LinearOperator) -> bool:
+    def serves(A: LinearOperator) -> bool:
         """Tell whether A is a convolution of stride 1 whose padding copies inside cells."""
         return (
             isinstance(A, Convolution)
@@ -82,10 +83,10 @@ class Mirror:
             and set(A.stride) == {1}
         )
 
-    def border(self, embedding: Embedding, root: Tensor) -> MirroredBorder:
+    def border(self, embedding: Embedding, root: Tensor) -> CopiedPaddingBorder:
         """The border of V's grid with its unknowns; ``root`` is the square root of mu, ``(blocks)``."""
         margins = [self.margin for _ in range(embedding.in_channels)]
-        return MirroredBorder(embedding.grid, embedding.output_border(), margins, self.sources, root)
+        return CopiedPaddingBorder(embedding.grid, embedding.output_border(), margins, self.sources, root)
 
     def padded(self, x: Tensor) -> Tensor:
         """Pad x, ``(..., *spatial_in)``, with zeros in the margin."""
@@ -99,7 +100,7 @@ class Mirror:
         return z
 
 
-class MirroredBorder(Border):
+class CopiedPaddingBorder(Border):
     """The unknowns u, lambda and zeta, as the cells of a border of three kinds of channels.
 
     Args:
@@ -116,8 +117,8 @@ class MirroredBorder(Border):
     def __init__(
         self,
         grid: tuple[int, ...],
-        outputs: list[list[list[int]]],
-        margins: list[list[list[int]]],
+        outputs: BorderPositions,
+        margins: BorderPositions,
         sources: list[Tensor],
         root: Tensor,
     ) -> None:
@@ -154,7 +155,7 @@ class MirroredBorder(Border):
 
     def entries(self, Q: FrequencyMatrices | FactoredCapacitance) -> BorderEntries:
         """The entries of the system between the unknowns."""
-        return MirroredEntries(Q, self)
+        return CopiedPaddingEntries(Q, self)
 
     def _numbers(self, cells: Tensor) -> Tensor:
         numbers = cells[:, 0]
@@ -177,12 +178,10 @@ class MirroredBorder(Border):
         return b
 
 
-class MirroredEntries(BorderEntries):
+class CopiedPaddingEntries(BorderEntries):
     """The entries of the system between unknowns; of those along a strip, copies across its ends are left out."""
 
-    def __init__(self, Q: FrequencyMatrices | FactoredCapacitance, border: MirroredBorder) -> None:
-        super().__init__(Q, border)
-        self.border = border
+    border: CopiedPaddingBorder
 
     def between(self, axes: tuple[int, ...], cells: Tensor) -> Tensor:
         """One matrix per frequency of the other axes: ``(blocks, *other frequencies, cells, cells)``."""
@@ -205,6 +204,6 @@ class MirroredEntries(BorderEntries):
         )
         return result
 
-    def dense(self, border: Border) -> Tensor:
+    def dense(self) -> Tensor:
         """All entries: ``(blocks, size, size)``."""
-        return self.between(tuple(range(len(self.grid))), border.mask.nonzero())
+        return self.between(tuple(range(len(self.grid))), self.border.mask.nonzero())

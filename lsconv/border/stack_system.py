@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lsconv.border.border_set import Border, gathered, scattered
 from lsconv.border.penalty import Taps
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
 
 __all__ = ["StackRows"]
 
@@ -88,11 +88,11 @@ class _Reads:
     @classmethod
     def of(cls, border: Border, taps: Sequence[Taps]) -> _Reads | None:
         """List the reads of the last rows of the border; None where these are more than the cells of a transform."""
-        members = border.mask[border.channels - len(taps) :]
-        counts = members.flatten(1).sum(1).tolist()
-        if not taps or sum(len(row.offsets) * n for row, n in zip(taps, counts, strict=True)) > members[0].numel():
+        masks = border.mask[border.channels - len(taps) :]
+        counts = masks.flatten(1).sum(1).tolist()
+        if not taps or sum(len(row.offsets) * n for row, n in zip(taps, counts, strict=True)) > masks[0].numel():
             return None
-        cells = torch.cat([row.cells(cells).flatten() for row, cells in zip(taps, members, strict=True)])
+        cells = torch.cat([row.cells(mask).flatten() for row, mask in zip(taps, masks, strict=True)])
         reads = [torch.full((n,), len(row.offsets)) for row, n in zip(taps, counts, strict=True)]
         owners = torch.arange(sum(counts)).repeat_interleave(torch.cat(reads))
         weights = torch.cat([row.weights.repeat(1, n) for row, n in zip(taps, counts, strict=True)], dim=-1)

@@ -22,12 +22,17 @@ from torch import Tensor
 
 from lsconv.border.cost_model import Limits, plan_bytes, spared
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
-from lsconv.border.normal_problem import Request, least_shift, needs_double
-from lsconv.border.outer_iteration import NormalEquations, confirmed, iterated, needs_no_iteration
+from lsconv.border.normal_problem import Request, least_shift, needs_double, scaled_to_unit
+from lsconv.border.outer_iteration import (
+    NormalEquations,
+    converged_without_excuse,
+    iterate_or_drop_factors,
+    solve_again_if_excused,
+)
 from lsconv.border.penalty import Filter, Penalty, common_grid_filters
 from lsconv.errors import ArgumentError
 from lsconv.fourier.batched_linalg import frobenius
-from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
+from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.certificate import NormBounds, Tolerances
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
@@ -86,19 +91,16 @@ class StackedPlan(PenalisedPlan):
         self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
         if not bool((self.damp > 0).all()):
             raise ArgumentError(f"damp: a penalty L needs damp > 0 in every item, got {damp}")
-        weight = A.weight.detach()
-        real = weight.real.dtype
-        self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
-        scaled = A.with_parameters([weight / over_items(self.unit.to(real), A.ndim + 2)])
+        self.unit, scaled = scaled_to_unit(A)
         self._memory_limit, self._limits = memory_limit, limits
         self.factor_dtype, self.inverse = self._factor(scaled, terms)
         precise_L = L.to(dtype=double(A.dtype))
-        self.problem = Penalised(A.with_parameters([weight]).to(dtype=double(A.dtype)), self.damp, precise_L)
+        self.problem = Penalised(A.with_parameters([A.weight.detach()]).to(dtype=double(A.dtype)), self.damp, precise_L)
         self.precise = self.problem.stack
         of_unit = Penalised(scaled.to(dtype=double(A.dtype)), self.damp / self.unit, precise_L)
         self.scaled, self.scaled_damp = of_unit.stack, of_unit.shift
         self.x_in_range_of_adjoint = self.inverse.side == "residual"
-        self.read: Tensor | None = None  # L reads every input
+        self.observed_inputs: Tensor | None = None  # all, as L reads every input
 
     def _factor(self, scaled: Convolution, terms: Sequence[Filter]) -> tuple[torch.dtype, NormalInverse]:
         """Invert the normal operator of the stack; in double precision where single would lose too much."""
@@ -120,8 +122,8 @@ class StackedPlan(PenalisedPlan):
                 return real, normal_inverse(Request.of(scaled, damp, terms, floor=floor[real], limits=limits))
         elif too_much or not needs_double(scaled, damp, coarse**0.5):
             inverse = normal_inverse(Request.of(scaled, damp, terms, floor=0.0, limits=limits))
-            # whose condition number leaves two digits to float32
-            if too_much or bool(frobenius(inverse.inverse.matrices).amax() * inverse.scale.amax() * coarse < 1e-2):
+            condition = frobenius(inverse.inverse.matrices).amax() * inverse.norm_squared_bound.amax()
+            if too_much or bool(condition * coarse < 1e-2):  # which leaves two digits to float32
                 return real, inverse
         real, limits = double(real), spared(self._limits, self._memory_limit, needed)
         return real, normal_inverse(Request.of(precise, damp, terms, floor=floor[real], limits=limits))
@@ -163,22 +165,24 @@ class StackedPlan(PenalisedPlan):
             data_alone = self.problem.data_without_prior(y, x_prior)
             x = factors.solution(data_alone) / over_items(self.unit, len(self.A.in_shape))
             solution = self._certified(y, x, x_prior, tolerances)
-            if needs_no_iteration(solution):
+            if converged_without_excuse(solution):
                 return solution
 
-        options: dict[str, Any] = {"tolerances": tolerances, "max_iter": max_iter}
-
-        def iterate(beyond_rounding: bool) -> Solution:
-            outer = iterated(
+        def solve(beyond_rounding: bool) -> Solution:
+            outer = iterate_or_drop_factors(
                 lambda: NormalEquations(
-                    self, y=self.problem.data(y, x_prior), beyond_rounding=beyond_rounding, **options
+                    self,
+                    y=self.problem.data(y, x_prior),
+                    tolerances=tolerances,
+                    max_iter=max_iter,
+                    beyond_rounding=beyond_rounding,
                 )
             )
             x, norm, iterations = outer.x, outer.norm_a * self.unit, outer.iterations
-            del outer  # whose vectors the certificate has no use for
+            del outer  # frees its vectors before the certificate
             return self._certified(y, x, x_prior, tolerances, norm, iterations)
 
-        return confirmed(iterate, ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
+        return solve_again_if_excused(solve, ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
 
     def _certified(
         self,
@@ -205,7 +209,9 @@ class StackedPlan(PenalisedPlan):
         batch = broadcast_shapes(y.shape[: y.ndim - len(self.A.out_shape)], self.inverse.embedding.batch_shape)
         factors = self.inverse.factorise_if_cheaper(tuple(batch))
         if factors is None:
-            x = iterated(lambda: NormalEquations(self, y=self.problem.data(y), tolerances=self.tolerances(rtol))).x
+            x = iterate_or_drop_factors(
+                lambda: NormalEquations(self, y=self.problem.data(y), tolerances=self.tolerances(rtol))
+            ).x
         else:
             x = factors.solution(y.detach().to(self.precise.dtype)) / over_items(self.unit, len(self.A.in_shape))
         return x.to(self.A.dtype)
@@ -220,7 +226,7 @@ class StackedPlan(PenalisedPlan):
                 reached, a :class:`ConvergenceWarning` says so.
         """
         g64 = g.detach().to(self.precise.dtype)
-        outer = iterated(lambda: NormalEquations(self, v=g64, tolerances=self.tolerances(rtol)))
+        outer = iterate_or_drop_factors(lambda: NormalEquations(self, v=g64, tolerances=self.tolerances(rtol)))
         outer.warn(self)
         return (outer.x / over_items(self.unit, len(self.A.in_shape))).to(self.A.dtype)
 

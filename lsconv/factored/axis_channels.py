@@ -27,6 +27,8 @@ __all__ = ["AxisAsChannels"]
 class AxisAsChannels:
     """The convolution B with one axis of A among its channels, and the reshaping of tensors between A and B.
 
+    The methods are those of :class:`~lsconv.factored.batch_axes.Reduction`; here P and Q reorder all entries.
+
     Attributes:
         A: the convolution.
         B: the convolution with one axis less.
@@ -55,24 +57,24 @@ class AxisAsChannels:
         shape = (A.c_out * m, A.c_in // A.groups * n, *(A.kernel_size[a] for a in other))
         return cls(A, on_axes(A, weight.reshape(*A.batch_shape, *shape), other), axis)
 
-    def damp(self, damp: Tensor | float) -> Tensor | float:
+    def reshape_damp(self, damp: Tensor | float) -> Tensor | float:
         """The damping of B, which is that of A."""
         return damp
 
-    def inputs_of(self, x: Tensor) -> Tensor:
-        """Reshape inputs of A to inputs of B."""
+    def restrict_inputs(self, x: Tensor) -> Tensor:
+        """``P^H x``: inputs of A as inputs of B."""
         return self._to_channels(x)
 
-    def outputs_of(self, y: Tensor) -> Tensor:
-        """Reshape outputs of A to outputs of B."""
+    def restrict_outputs(self, y: Tensor) -> Tensor:
+        """``Q^H y``: outputs of A as outputs of B."""
         return self._to_channels(y)
 
-    def to_inputs(self, x: Tensor) -> Tensor:
-        """Reshape inputs of B to inputs of A."""
+    def extend_inputs(self, x: Tensor) -> Tensor:
+        """``P x``: inputs of B as inputs of A."""
         return self._from_channels(x, self.A.in_shape)
 
-    def to_outputs(self, y: Tensor) -> Tensor:
-        """Reshape outputs of B to outputs of A."""
+    def extend_outputs(self, y: Tensor) -> Tensor:
+        """``Q y``: outputs of B as outputs of A."""
         return self._from_channels(y, self.A.out_shape)
 
     def _to_channels(self, z: Tensor) -> Tensor:

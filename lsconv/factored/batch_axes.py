@@ -49,12 +49,12 @@ class Reduction:
         if bool((weight != 0).all()):
             return None
         sides = [_margins(weight, a) for a in range(-A.ndim, 0)]
-        free = MODES[A.padding_mode].zero or not any(map(any, A.padding))
+        may_crop = MODES[A.padding_mode].zero or not any(map(any, A.padding))
         padding, inputs = [], []
         for a, (before, after) in enumerate(sides):
             left, right = A.padding[a]
             dilation = A.dilation[a]
-            if not free:  # only what shortens the padding: a crop would move the border that it copies from
+            if not may_crop:  # only what shortens the padding: a crop would move the border that it copies from
                 before, after = min(before, left // dilation), min(after, right // dilation)
             sides[a] = (before, after)
             left, right = left - dilation * before, right - dilation * after
@@ -114,26 +114,26 @@ class Reduction:
         """True where every input of A is one of B."""
         return all(cells == slice(0, n, 1) for cells, n in zip(self.inputs, self.A.spatial_in, strict=True))
 
-    def damp(self, damp: Tensor | float) -> Tensor | float:
+    def reshape_damp(self, damp: Tensor | float) -> Tensor | float:
         """Reshape the damping for the batch of B."""
         if not isinstance(damp, Tensor) or not damp.ndim:
             return damp
         return over_items(damp, len(self.folded))
 
-    def inputs_of(self, x: Tensor) -> Tensor:
-        """``P^H x``."""
+    def restrict_inputs(self, x: Tensor) -> Tensor:
+        """``P^H x``: the inputs of B among those of A."""
         return self._select(x, self.inputs)
 
-    def outputs_of(self, y: Tensor) -> Tensor:
-        """``Q^H y``."""
+    def restrict_outputs(self, y: Tensor) -> Tensor:
+        """``Q^H y``: the outputs of B among those of A."""
         return self._select(y, self.outputs)
 
-    def to_inputs(self, x: Tensor) -> Tensor:
-        """``P x``."""
+    def extend_inputs(self, x: Tensor) -> Tensor:
+        """``P x``: inputs of A, zero where B has none."""
         return self._place(x, self.inputs, self.A.in_shape)
 
-    def to_outputs(self, y: Tensor) -> Tensor:
-        """``Q y``."""
+    def extend_outputs(self, y: Tensor) -> Tensor:
+        """``Q y``: outputs of A, zero where B has none."""
         return self._place(y, self.outputs, self.A.out_shape)
 
     def _select(self, z: Tensor, slices: tuple[slice, ...]) -> Tensor:

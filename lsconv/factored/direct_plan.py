@@ -71,7 +71,7 @@ class Rank:
         batch = values.shape[: values.ndim - ndim]
         flat = values.reshape(*batch, -1)
         largest = flat.amax(-1) if flat.shape[-1] else values.new_zeros(batch)
-        top = largest.reshape(*batch, *(1 for _ in range(ndim)))
+        top = over_items(largest, ndim)
         eps = torch.finfo(values.dtype).eps
         # a zero is computed as rounding, which a tiny damp would amplify
         values = torch.where(values > size * eps * top, values, 0.0)
@@ -207,9 +207,9 @@ class DirectPlan(Plan):
         # taken.
         items = (*batch, *(1 for _ in A.in_shape))
         gradient = precise.adjoint(data - precise.apply(x)) - damp.square().reshape(items) * x
-        better = x + self._normal(gradient.to(double(A.dtype))).to(precise.dtype)
-        better = torch.where(solution.converged.reshape(items), x, better)
-        return judge.solution(better, data).with_rank(self.rank, self.undecided)
+        refined = x + self._normal(gradient.to(double(A.dtype))).to(precise.dtype)
+        refined = torch.where(solution.converged.reshape(items), x, refined)
+        return judge.solution(refined, data).with_rank(self.rank, self.undecided)
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
@@ -238,7 +238,7 @@ class DirectPlan(Plan):
 class RefinedPlan(DirectPlan):
     """The setup of a direct solve with an operator near A, whose answers are refined by residuals of A.
 
-    Subclasses provide the factors and the three maps of the operator near A.
+    Subclasses provide the factors and the three maps of the operator near A, or two where every answer is refined.
     """
 
     _steps: int  # the number of refinement steps, see :func:`refinements`
@@ -268,8 +268,7 @@ class RefinedPlan(DirectPlan):
     def _normal(self, g: Tensor) -> Tensor:
         v = self._near_normal(g)
         for _ in range(self._steps):
-            back = self.precise.adjoint(self.precise.apply(v))
-            v = v + self._near_normal(g - back - self._damped(v))
+            v = v + self._near_normal(g - self.precise.adjoint(self.precise.apply(v)) - self._damped(v))
         return v
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,20 +59,20 @@ class Factors:
         if A.groups > 1 and bool((kernel == kernel[:, :1]).all()):
             kernel = kernel[:, :1]
         axes: list[Tensor] = []
-        scale = kernel
+        channels = kernel  # summed over one axis after the other
         for a in range(4, kernel.ndim):
             unfolded = kernel.movedim(a, 2).flatten(3)
             if not _rank_one(unfolded, tolerance):
                 return None
-            u = _leading(unfolded)
+            u = _leading_vectors(unfolded)
             axes.append(u)
-            scale = torch.einsum("kgoit...,kgt->kgoi...", scale, u.conj())
-        product = over_items(scale, len(axes))
+            channels = torch.einsum("kgoit...,kgt->kgoi...", channels, u.conj())
+        product = over_items(channels, len(axes))
         for a, u in enumerate(axes, start=4):
             product = product * u.reshape(*u.shape[:2], *(u.shape[2] if b == a else 1 for b in range(2, kernel.ndim)))
         error, size = _norm_bound(kernel - product), _norm_bound(kernel)
         rounding = ROUNDING * torch.finfo(kernel.dtype).eps
-        return cls(scale, tuple(axes), torch.where(error <= rounding * size, 0.0, error))
+        return cls(channels, tuple(axes), torch.where(error <= rounding * size, 0.0, error))
 
 
 @torch.no_grad()
@@ -83,10 +84,7 @@ def separable_singular_values(A: Convolution) -> Tensor | None:
     factors = Factors.of(A)
     if factors is None:
         return None
-    values = torch.linalg.svdvals(factors.channels)
-    for a, u in enumerate(factors.axes):
-        along = torch.linalg.svdvals(_axis_matrix(A, a, u))
-        values = (values.unsqueeze(-1) * along.unsqueeze(-2)).flatten(-2)
+    values = _products(list(map(torch.linalg.svdvals, _matrices(A, factors)))).flatten(2)
     values = values.expand(-1, A.groups, -1).reshape(*A.batch_shape, -1).sort(dim=-1, descending=True).values
     count = min(A.out_numel, A.in_numel)
     return torch.nn.functional.pad(values, (0, count - values.shape[-1]))
@@ -103,16 +101,11 @@ def separable_svd(A: Convolution, factors: Factors | None = None) -> tuple[list[
     factors = Factors.of(A) if factors is None else factors
     if factors is None:
         return None
-    matrices = [factors.channels, *(_axis_matrix(A, a, u) for a, u in enumerate(factors.axes))]
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for a, matrix in enumerate(matrices):
-        same = a > 1 and torch.equal(matrix, matrices[a - 1])
-        per_group = matrix.expand(1, A.groups, *matrix.shape[-2:])
-        parts.append(parts[-1] if same else torch.linalg.svd(per_group, full_matrices=False))
-    values = parts[0][1][0]
-    for _, spectrum, _ in parts[1:]:
-        values = values.unsqueeze(-1) * spectrum[0].reshape(A.groups, *(1 for _ in values.shape[1:]), -1)
-    return [U for U, _, _ in parts], values, [Vh.mH for _, _, Vh in parts]
+    parts = _svds(_matrices(A, factors))
+    values = _products([spectrum for _, spectrum, _ in parts])[0]
+    left = [U.expand(1, A.groups, *U.shape[-2:]) for U, _, _ in parts if U is not None]
+    right = [V.expand(1, A.groups, *V.shape[-2:]) for _, _, V in parts if V is not None]
+    return left, values.expand(A.groups, *values.shape[1:]), right
 
 
 def along_axes(factors: list[Tensor], z: Tensor) -> Tensor:
@@ -121,7 +114,7 @@ def along_axes(factors: list[Tensor], z: Tensor) -> Tensor:
     batch = z.shape[: z.ndim - len(factors)]
     z = z.reshape(-1, 1, groups, z.shape[len(batch)] // groups, *z.shape[len(batch) + 1 :])
     for axis, factor in enumerate(factors, start=3):
-        z = _along(z, factor, axis)
+        z = _apply_along(z, factor, axis)
     return z.reshape(*batch, groups * z.shape[3], *z.shape[4:])
 
 
@@ -171,28 +164,15 @@ class SeparablePlan(RefinedPlan):
         """Decompose channels and axes, each once: their singular vectors, and the products of their singular values."""
         A, factors = self.A, self._product
         self._kernels = math.prod(A.batch_shape)
-        self._left: list[Tensor | None] = []
-        self._right: list[Tensor | None] = []
-        spectra: list[Tensor] = []
-        matrices = [factors.channels, *(_axis_matrix(A, a, u) for a, u in enumerate(factors.axes))]
-        alone = factors.channels.shape[-2:] == (1, 1)
-        for a, matrix in enumerate(matrices):
-            if (a == 0 and alone) or (a > 1 and _is_identity(A, a - 1)):
-                U, V, values = None, None, matrix.abs().amax(-1)
-            elif a > 1 and torch.equal(matrix, matrices[a - 1]):
-                U, V, values = self._left[-1], self._right[-1], spectra[-1]
-            else:
-                U, values, Vh = torch.linalg.svd(matrix, full_matrices=False)
-                V = Vh.mH
-            self._left.append(U)
-            self._right.append(V)
-            spectra.append(values)
-        if alone and self._left[1] is not None:  # the sign of a number is the first axis's
+        matrices = _matrices(A, factors)
+        one_channel = factors.channels.shape[-2:] == (1, 1)
+        # the first axis has vectors in any case, because it takes the sign of the one channel
+        multiples = ([0] if one_channel else []) + [a + 1 for a in range(1, A.ndim) if _is_identity(A, a)]
+        parts = _svds(matrices, multiples)
+        self._left, self._right = [U for U, _, _ in parts], [V for _, _, V in parts]
+        if one_channel and self._left[1] is not None:
             self._left[1] = self._left[1] * torch.where(factors.channels == 0, 1, factors.channels.sgn())
-        values = spectra[0]
-        for spectrum in spectra[1:]:
-            between = spectrum.reshape(*spectrum.shape[:2], *(1 for _ in range(values.ndim - 2)), -1)
-            values = values.unsqueeze(-1) * between
+        values = _products([spectrum for _, spectrum, _ in parts])
         size = max(max(matrix.shape[-2:]) for matrix in matrices)
         decided = Rank.of(values, values.ndim - 1, self.rcond, size)
         self._values, self._kept = decided.values, decided.kept
@@ -245,38 +225,38 @@ class SeparablePlan(RefinedPlan):
 
     def _near_normal(self, g: Tensor) -> Tensor:
         """Solve the normal equations of the separable kernel, without refinement."""
-        through = functools.partial(self._map, g, self.A.in_shape, self._right, self._right, self.A.in_shape)
+        filtered = functools.partial(self._map, g, self.A.in_shape, self._right, self._right, self.A.in_shape)
         damped = self.damp > 0
         if all(V is None or V.shape[-1] == V.shape[-2] for V in self._right) or not bool(damped.any()):
-            return through(power=0)
+            return filtered(power=0)
         # On the null space of A the inverse is 1 / mu: (A^H A + mu)^-1 = (1 - A^H A (A^H A + mu)^-1) / mu.
-        undamped = 0.0 if bool(damped.all()) else through(power=0)
+        undamped = 0.0 if bool(damped.all()) else filtered(power=0)
         mu = over_items(self.damp.square(), len(self.A.in_shape))
-        return torch.where(mu > 0, (g - through(power=2)) / torch.where(mu > 0, mu, 1.0), undamped)
+        return torch.where(mu > 0, (g - filtered(power=2)) / torch.where(mu > 0, mu, 1.0), undamped)
 
     def _map(
         self,
         z: Tensor,
-        item: tuple[int, ...],
-        into: list[Tensor | None],
-        out_of: list[Tensor | None],
-        result: tuple[int, ...],
+        item_from: tuple[int, ...],
+        basis_from: list[Tensor | None],
+        basis_to: list[Tensor | None],
+        item_to: tuple[int, ...],
         power: int = 1,
     ) -> Tensor:
-        """``out_of f(values) into^H z``, f being that of :func:`inverse_values`."""
+        """``basis_to f(values) basis_from^H z``, f being :func:`inverse_values`."""
         A = self.A
-        full = broadcast_shapes(z.shape[: z.ndim - len(item)], self.damp.shape)
-        z, batch = in_blocks(z.expand(*full, *item), len(item), A.batch_shape)
-        z = z.reshape(-1, self._kernels, A.groups, item[0] // A.groups, *item[1:])
-        for a, factor in enumerate(into, start=3):
-            z = z if factor is None else _along(z, factor.mH, a)
+        full = broadcast_shapes(z.shape[: z.ndim - len(item_from)], self.damp.shape)
+        z, batch = in_blocks(z.expand(*full, *item_from), len(item_from), A.batch_shape)
+        z = z.reshape(-1, self._kernels, A.groups, item_from[0] // A.groups, *item_from[1:])
+        for a, factor in enumerate(basis_from, start=3):
+            z = z if factor is None else _apply_along(z, factor.mH, a)
         mu, _ = in_blocks(self.damp.square().expand(batch).unsqueeze(-1), 1, A.batch_shape)
         mu = mu.reshape(-1, self._kernels, *(1 for _ in range(z.ndim - 2)))
         mu = mu[:1] if self.damp.ndim == 0 else mu
         z = z * inverse_values(self._values, self._kept, mu, power)
-        for a, factor in enumerate(out_of, start=3):
-            z = z if factor is None else _along(z, factor, a)
-        return in_items(z, batch, result, A.batch_shape)
+        for a, factor in enumerate(basis_to, start=3):
+            z = z if factor is None else _apply_along(z, factor, a)
+        return in_items(z, batch, item_to, A.batch_shape)
 
 
 def _rank_one(unfolded: Tensor, tolerance: float) -> bool:
@@ -292,7 +272,7 @@ def _rank_one(unfolded: Tensor, tolerance: float) -> bool:
     return bool((values[..., 1] <= tolerance * values[..., 0]).all())
 
 
-def _leading(unfolded: Tensor) -> Tensor:
+def _leading_vectors(unfolded: Tensor) -> Tensor:
     """The leading left singular vectors of matrices that are close to rank one."""
     if unfolded.shape[-2] == 1:
         return torch.ones_like(unfolded[..., 0])
@@ -304,13 +284,43 @@ def _leading(unfolded: Tensor) -> Tensor:
     return torch.where(size > 0, u / torch.where(size > 0, size, 1.0), 0.0)
 
 
-def _axis_matrix(A: Convolution, a: int, u: Tensor) -> Tensor:
-    """The matrices ``(kernels, groups, outputs, inputs)`` of one axis."""
-    one = Convolution(
-        u[:, :, None, None], (A.spatial_in[a],), A.stride[a], [A.padding[a]], A.dilation[a],
-        padding_mode=A.padding_mode, check_finite=False,
-    )  # fmt: skip
-    return one.to_dense()
+def _matrices(A: Convolution, factors: Factors) -> list[Tensor]:
+    """The matrices ``(kernels, groups, outputs, inputs)`` of the channels and of every axis."""
+    along = [
+        Convolution(
+            u[:, :, None, None], (A.spatial_in[a],), A.stride[a], [A.padding[a]], A.dilation[a],
+            padding_mode=A.padding_mode, check_finite=False,
+        )
+        for a, u in enumerate(factors.axes)
+    ]  # fmt: skip
+    return [factors.channels, *(convolution.to_dense() for convolution in along)]
+
+
+def _svds(matrices: list[Tensor], multiples: Sequence[int] = ()) -> list[tuple[Tensor | None, Tensor, Tensor | None]]:
+    """The decompositions ``U, values, V``; a matrix that equals the one before, as for square images, shares them.
+
+    Args:
+        matrices: the matrices.
+        multiples: which of them are multiples of the identity, and get no U and V.
+    """
+    parts: list[tuple[Tensor | None, Tensor, Tensor | None]] = []
+    for k, matrix in enumerate(matrices):
+        if k in multiples:
+            parts.append((None, matrix.abs().amax(-1), None))
+        elif k > 1 and torch.equal(matrix, matrices[k - 1]):
+            parts.append(parts[-1])
+        else:
+            U, values, Vh = torch.linalg.svd(matrix, full_matrices=False)
+            parts.append((U, values, Vh.mH))
+    return parts
+
+
+def _products(spectra: list[Tensor]) -> Tensor:
+    """The products of values ``(kernels, groups, ranks)`` along all axes: ``(kernels, groups, *ranks)``."""
+    values = spectra[0]
+    for spectrum in spectra[1:]:
+        values = values.unsqueeze(-1) * spectrum.reshape(*spectrum.shape[:2], *(1 for _ in values.shape[2:]), -1)
+    return values
 
 
 def _norm_bound(kernel: Tensor) -> Tensor:
@@ -324,7 +334,7 @@ def _is_identity(A: Convolution, a: int) -> bool:
     return A.kernel_size[a] == 1 and A.stride[a] == 1 and not any(A.padding[a])
 
 
-def _along(z: Tensor, matrix: Tensor, axis: int) -> Tensor:
+def _apply_along(z: Tensor, matrix: Tensor, axis: int) -> Tensor:
     """Apply matrices ``(kernels, groups, r, n)`` along one axis of ``(items, kernels, groups, ...)``."""
     before, after = math.prod(z.shape[3:axis]), math.prod(z.shape[axis + 1 :])
     flat = z.reshape(*z.shape[:3], before, z.shape[axis], after)

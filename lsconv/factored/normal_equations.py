@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError
-from lsconv.factored.direct_plan import CONTRACTION, WORK_ARRAYS, DirectPlan, refinements
+from lsconv.factored.direct_plan import CONTRACTION, WORK_ARRAYS, RefinedPlan, refinements
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
@@ -31,7 +31,7 @@ from lsconv.operators.padding_modes import MODES
 __all__ = ["NormalEquationsPlan"]
 
 
-class NormalEquationsPlan(DirectPlan):
+class NormalEquationsPlan(RefinedPlan):
     """Setup of the normal equations for one operator and damping; :meth:`solve` answers right-hand sides.
 
     The arguments are those of :class:`~lsconv.factored.direct_plan.DirectPlan`, for any operator; where damp is 0 its
@@ -56,14 +56,14 @@ class NormalEquationsPlan(DirectPlan):
         return self.bytes_for(self.A, tuple(self.damp.shape))
 
     def _factorise(self) -> None:
-        """Form the Gram matrix of A, scaled, and its Cholesky factor; refuse where refinement would not converge."""
+        """Form the Gram matrix of A, scaled, and its Cholesky factor; refuse A where refinement would not converge."""
         A = self.A
         form = _toeplitz_gram if _is_toeplitz(A) else _displaced_gram if _is_displaced(A) else _gram
         matrix = form(self.precise)
         self._batch = tuple(broadcast_shapes(A.batch_shape, self.damp.shape))
         # scaled, so that nothing under- or overflows, and a zero matrix is recognised
-        size = matrix.diagonal(dim1=-2, dim2=-1).real.amax(-1)
-        self._unit = torch.where(size > 0, size, 1.0)
+        largest_entry = matrix.diagonal(dim1=-2, dim2=-1).real.amax(-1)
+        self._unit = torch.where(largest_entry > 0, largest_entry, 1.0)
         matrix = matrix / self._unit[..., None, None]
         mu = self.damp.square() / self._unit
         shifted = matrix.expand(*self._batch, *matrix.shape[-2:]).clone(memory_format=torch.contiguous_format)
@@ -72,10 +72,10 @@ class NormalEquationsPlan(DirectPlan):
         if bool(failed.any()):
             raise MethodError(f"the normal equations of {A!r} are singular to double precision")
         largest = torch.linalg.matrix_norm(matrix, 1)
-        smallest = self._smallest()
+        smallest = self._smallest_eigenvalue()
         condition = float(((largest + mu) / smallest).max())
         undamped = self.damp.expand(self._batch) == 0
-        # the smallest is an estimate from above
+        # ten times, because the smallest is an estimate from above
         near = smallest.sqrt() <= 10 * self.rcond * largest.expand(self._batch).sqrt()
         contraction = 10 * torch.finfo(matrix.real.dtype).eps * math.sqrt(A.in_numel) * condition
         if not contraction <= CONTRACTION or bool((undamped & near).any()):
@@ -94,26 +94,25 @@ class NormalEquationsPlan(DirectPlan):
     @staticmethod
     def bytes_for(A: LinearOperator, damp_shape: tuple[int, ...] = ()) -> int:
         """Bytes that the matrices take."""
-        itemsize = 16 if A.dtype.is_complex else 8
+        itemsize = double(A.dtype).itemsize
         responses = (A.in_numel + A.out_numel) // A.in_shape[1] if _is_displaced(A) else 0
         systems = math.prod(broadcast_shapes(A.batch_shape, damp_shape))
         return WORK_ARRAYS * itemsize * systems * A.in_numel * (A.in_numel + _dense_rows(A) + responses)
 
     # ------------------------------------------------------------------ the maps
 
-    def _smallest(self) -> Tensor:
+    def _smallest_eigenvalue(self) -> Tensor:
         """The smallest eigenvalue of the scaled matrices, from above, by inverse iteration."""
         n = self.A.in_numel
         # a fixed vector without special direction, because vmap allows no random numbers
         v = torch.arange(1, n + 1, dtype=torch.float64, device=self.A.device).square().cos()
         v = v.to(self._factor.dtype).unsqueeze(-1).expand(*self._batch, n, 1)
-        size = torch.ones(self._batch, dtype=torch.float64, device=v.device)
         for _ in range(6):
             v = torch.cholesky_solve(v / torch.linalg.vector_norm(v, dim=(-2, -1), keepdim=True), self._factor)
-            size = torch.linalg.vector_norm(v, dim=(-2, -1))
-        return size.reciprocal()
+        growth: Tensor = torch.linalg.vector_norm(v, dim=(-2, -1))
+        return growth.reciprocal()
 
-    def _solve_once(self, g: Tensor) -> Tensor:
+    def _near_normal(self, g: Tensor) -> Tensor:
         item = self.A.in_shape
         batch = broadcast_shapes(g.shape[: g.ndim - len(item)], self._batch)
         columns = g.reshape(*g.shape[: g.ndim - len(item)], -1, 1)
@@ -123,22 +122,8 @@ class NormalEquationsPlan(DirectPlan):
             x = torch.cholesky_solve(columns.expand(*batch, *columns.shape[-2:]), self._factor)
         return x.reshape(*batch, *item) / over_items(self._unit, len(item))
 
-    def _inverse(self, y: Tensor) -> Tensor:
-        A = self.precise
-        x = self._solve_once(A.adjoint(y))
-        for _ in range(self._steps):
-            x = x + self._solve_once(A.adjoint(y - A.apply(x)) - self._damped(x))
-        return x
-
-    def _inverse_adjoint(self, v: Tensor) -> Tensor:
-        return self.precise.apply(self._normal(v))
-
-    def _normal(self, g: Tensor) -> Tensor:
-        A = self.precise
-        v = self._solve_once(g)
-        for _ in range(self._steps):
-            v = v + self._solve_once(g - A.adjoint(A.apply(v)) - self._damped(v))
-        return v
+    def _near_inverse(self, y: Tensor) -> Tensor:
+        return self._near_normal(self.precise.adjoint(y))
 
 
 def _is_toeplitz(A: LinearOperator) -> bool:
@@ -186,8 +171,8 @@ def _toeplitz_gram(A: LinearOperator) -> Tensor:
     )  # fmt: skip
     impulses = torch.zeros(A.c_in, *(1 for _ in A.batch_shape), *padded.in_shape, dtype=A.dtype, device=A.device)
     for channel in range(A.c_in):
-        at: tuple[Any, ...] = (channel, ..., channel, *(n - 1 for n in sizes))
-        impulses[at] = 1
+        centre: tuple[Any, ...] = (channel, ..., channel, *(n - 1 for n in sizes))
+        impulses[centre] = 1
     lags = padded.adjoint(padded.apply(impulses))  # inputs, *batch, inputs, *lags
     lags = lags.movedim(0, len(A.batch_shape) + 1)  # *batch, inputs of row, inputs of column, *lags
     for a, n in enumerate(sizes):
@@ -205,22 +190,23 @@ def _displaced_gram(A: LinearOperator) -> Tensor:
     """``A^H A`` from the responses to the inputs that are first along the first axis, and what a shift changes."""
     assert isinstance(A, Convolution)
     batch, channels, (length, *others) = A.batch_shape, A.c_in, A.spatial_in
-    across = math.prod(others)
-    inputs = torch.zeros(channels * across, channels, length, across, dtype=A.dtype, device=A.device)
-    number = torch.arange(channels * across, device=A.device)
-    inputs[number, number // across, 0, number % across] = 1
+    width = math.prod(others)
+    inputs = torch.zeros(channels * width, channels, length, width, dtype=A.dtype, device=A.device)
+    number = torch.arange(channels * width, device=A.device)
+    inputs[number, number // width, 0, number % width] = 1
     inputs = inputs.reshape(-1, *(1 for _ in batch), *A.in_shape)
-    column = A.adjoint(A.apply(inputs)).movedim(0, -1).reshape(*batch, channels, length, across, channels, across)
-    rows = _outputs_at(A, (-1, A.spatial_out[0] - 1))  # the rows of outputs that a shift adds and removes
-    signed = rows * torch.tensor([1, -1], device=A.device)[:, None, None]
-    change = rows.flatten(len(batch), -2).mH @ signed.flatten(len(batch), -2)
-    change = change.reshape(*batch, channels, length, across, channels, length, across)
+    column = A.adjoint(A.apply(inputs)).movedim(0, -1).reshape(*batch, channels, length, width, channels, width)
+    outputs = _outputs_at(A, (-1, A.spatial_out[0] - 1))  # those that a shift adds and removes
+    signed = outputs * torch.tensor([1, -1], device=A.device)[:, None, None]
+    change = outputs.flatten(len(batch), -2).mH @ signed.flatten(len(batch), -2)
+    change = change.reshape(*batch, channels, length, width, channels, length, width)
     gram = torch.empty_like(change)
     gram[..., 0, :] = column
     gram[..., 0, :, :, :, :] = column.permute(*range(len(batch)), *(len(batch) + k for k in (3, 4, 0, 1, 2))).conj()
-    before, after, more = (z.narrow(-2, j, length - 1).unbind(-5) for z, j in ((gram, 0), (gram, 1), (change, 0)))
+    # gram[i + 1, j + 1] = gram[i, j] + change[i, j], i and j being places along the first axis
+    here, next_, changes = (z.narrow(-2, j, length - 1).unbind(-5) for z, j in ((gram, 0), (gram, 1), (change, 0)))
     for i in range(length - 1):
-        torch.add(before[i], more[i], out=after[i + 1])
+        torch.add(here[i], changes[i], out=next_[i + 1])
     return gram.reshape(*batch, A.in_numel, A.in_numel)
 
 

@@ -33,13 +33,21 @@ __all__ = ["PatchPlan"]
 
 @dataclass(frozen=True)
 class _Run:
-    """A run of outputs along one axis that use the same taps, from ``tap`` on, on inputs from ``cell`` on."""
+    """A run of outputs along one axis that read the same taps.
 
-    output: int
+    Attributes:
+        first_output: the first output.
+        outputs: the number of outputs.
+        first_tap: the first tap that they read.
+        taps: the number of taps.
+        first_cell: the input that the first output reads by the first tap.
+    """
+
+    first_output: int
     outputs: int
-    tap: int
+    first_tap: int
     taps: int
-    cell: int
+    first_cell: int
 
 
 class PatchPlan(DirectPlan):
@@ -77,7 +85,7 @@ class PatchPlan(DirectPlan):
         found: dict[tuple[tuple[int, int], ...], int] = {}
         self._factor_of: list[int] = []
         for part in self._parts:
-            taps = tuple((run.tap, run.taps) for run in part)
+            taps = tuple((run.first_tap, run.taps) for run in part)
             if taps not in found:
                 block = kernel
                 for a, (tap, count) in enumerate(taps, start=-A.ndim):
@@ -192,14 +200,14 @@ class PatchPlan(DirectPlan):
     def _positions(self, y: Tensor, part: tuple[_Run, ...]) -> Tensor:
         """The outputs of a part, as a view ``(blocks, channels, items, *outputs)``."""
         for a, run in enumerate(part, start=-len(part)):
-            y = y.narrow(a, run.output, run.outputs)
+            y = y.narrow(a, run.first_output, run.outputs)
         return y.permute(1, 2, 0, *range(3, y.ndim))
 
     def _patches(self, x: Tensor, part: tuple[_Run, ...]) -> Tensor:
         """The inputs that a part reads, as a view ``(blocks, channels, *taps, items, *outputs)``."""
         for a, (run, stride, dilation) in enumerate(zip(part, self._stride, self._dilation, strict=True), start=3):
             extent = dilation * (run.taps - 1) + 1
-            x = x.narrow(a, run.cell, stride * (run.outputs - 1) + extent)
+            x = x.narrow(a, run.first_cell, stride * (run.outputs - 1) + extent)
             x = x.unfold(a, extent, stride)[..., ::dilation]
         ndim = len(part)
         return x.permute(1, 2, *range(3 + ndim, 3 + 2 * ndim), 0, *range(3, 3 + ndim))

@@ -8,18 +8,21 @@ safe there: from about 150 rows on, factors and pivots can be wrong without an e
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from lsconv.operators.batch_layout import WORK_BYTES
+
 __all__ = [
     "LEAST_FACTORED",
     "DenseInverse",
+    "chunks",
     "frobenius",
-    "hermitian_inverse",
-    "indefinite_inverse",
+    "hermitian_inverse_",
     "inverse",
-    "log_abs_det",
+    "inverse_of_hermitian",
     "lu_factor",
     "lu_factor_in_place",
     "slogdet",
@@ -78,12 +81,6 @@ def inverse(matrices: Tensor) -> tuple[Tensor, Tensor]:
     return inverses, info
 
 
-def log_abs_det(matrices: Tensor) -> Tensor:
-    """The logarithms of the absolute values of the determinants."""
-    factors, _, _ = lu_factor(matrices)
-    return factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
-
-
 def slogdet(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Sign and logarithm of the absolute value of the determinants, with derivatives."""
     if not _one_by_one(matrices):
@@ -111,8 +108,15 @@ def frobenius(matrices: Tensor) -> Tensor:
     return torch.linalg.vector_norm(matrices.flatten(-2), dim=-1)
 
 
-def hermitian_inverse(matrices: Tensor, chunk_bytes: int = 2**27) -> Tensor:
-    """Invert Hermitian positive definite matrices in place, a chunk at a time to bound the work memory.
+def chunks(matrices: Tensor) -> Iterator[slice]:
+    """A bounded number of matrices at a time, for the work memory: four arrays of their size at once."""
+    chunk_bytes = WORK_BYTES // 4 if matrices.device.type == "cpu" else 2**27
+    step = max(1, chunk_bytes // (matrices.shape[1:].numel() * matrices.element_size()))
+    return (slice(start, start + step) for start in range(0, len(matrices), step))
+
+
+def hermitian_inverse_(matrices: Tensor) -> Tensor:
+    """Invert Hermitian positive definite matrices, contiguous in memory, in place.
 
     Where the Cholesky factorisation breaks down they are NaN.
     """
@@ -120,16 +124,29 @@ def hermitian_inverse(matrices: Tensor, chunk_bytes: int = 2**27) -> Tensor:
     if size <= 1:
         return matrices.reciprocal_()
     flat = matrices.view(-1, size, size)
-    chunk = max(1, chunk_bytes // (size * size * matrices.element_size()))
-    for start in range(0, flat.shape[0], chunk):
-        part = flat[start : start + chunk]
-        factor, info = torch.linalg.cholesky_ex(part)
+    for part in chunks(flat):
+        factor, info = torch.linalg.cholesky_ex(flat[part])
         # cholesky_inverse raises for singular factors, so these are replaced first, and their inverses by NaN below.
         factor[info > 0] = torch.eye(size, dtype=factor.dtype, device=factor.device)
         # Hermitian, so this only undoes LAPACK's column-major order.
-        part.copy_(torch.cholesky_inverse(factor).mT.conj())
-        part[info > 0] = math.nan
+        flat[part] = torch.cholesky_inverse(factor).mT.conj()
+        flat[part][info > 0] = math.nan
     return matrices
+
+
+def inverse_of_hermitian(matrices: Tensor, *, definite: bool) -> Tensor:
+    """Invert Hermitian matrices, which may be overwritten; singular ones that need not be definite are pseudo-inverted.
+
+    Args:
+        matrices: ``(..., size, size)``.
+        definite: they are positive definite.
+    """
+    if definite:
+        return hermitian_inverse_(matrices.contiguous())
+    inverses, info = inverse(matrices)
+    if bool((info > 0).any()):
+        inverses[info > 0] = torch.linalg.pinv(matrices[info > 0], hermitian=True)
+    return inverses
 
 
 class DenseInverse:
@@ -145,7 +162,7 @@ class DenseInverse:
         self.pivots: Tensor | None = None
         self.kind = "inverse"
         if size < LEAST_FACTORED or on_gpu:
-            self.factors = hermitian_inverse(matrices) if definite else indefinite_inverse(matrices)
+            self.factors = inverse_of_hermitian(matrices, definite=definite)
             return
         if definite:
             self.factors, info = torch.linalg.cholesky_ex(matrices)
@@ -183,11 +200,3 @@ class DenseInverse:
     def nbytes(self) -> int:
         """Bytes of the factors."""
         return self.factors.numel() * self.factors.element_size()
-
-
-def indefinite_inverse(matrices: Tensor) -> Tensor:
-    """Invert Hermitian matrices that may be indefinite; singular ones get their pseudo-inverse."""
-    inverses, info = inverse(matrices)
-    if bool((info > 0).any()):
-        inverses[info > 0] = torch.linalg.pinv(matrices[info > 0], hermitian=True)
-    return inverses

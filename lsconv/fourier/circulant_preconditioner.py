@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError
-from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
-from lsconv.fourier.circulant import real_dtype
-from lsconv.fourier.convolution_structure import Factor, gram, read
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse_
+from lsconv.fourier.convolution_structure import Factor, factor_chain, gram_approximation
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.operators.algebra import HStack, VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.dtypes import real_dtype
 from lsconv.operators.elementary import Crop, Diagonal
 from lsconv.operators.padding import Pad
 
@@ -111,9 +111,8 @@ class CirculantPreconditioner(LinearOperator):
         shape = A.out_shape if self.side == "residual" else A.in_shape
         super().__init__(shape, shape, dtype=A.dtype, device=A.device, batch_shape=batch_shape)
         self._operator, self._damp_argument = A, damp
-        chain = read(A, adjoint=self.side == "solution")
-        approximation, self._embedding = gram(chain, tuple(batch_shape))
-        assert chain.core is not None
+        chain = factor_chain(A, adjoint=self.side == "solution")
+        approximation, self._embedding = gram_approximation(chain, tuple(batch_shape))
         self._on_inputs = chain.core.adjoint
         delta = self._damping(approximation.matrices, given_damp)
         shift = self._embedding.per_block(delta.square()).reshape(-1, *(1 for _ in approximation.matrices.shape[1:-1]))
@@ -121,7 +120,7 @@ class CirculantPreconditioner(LinearOperator):
         matrices = matrices.clone(memory_format=torch.contiguous_format)
         matrices.diagonal(dim1=-2, dim2=-1).add_(shift)
         single = torch.complex64 if dtype == torch.float32 else torch.complex128
-        self._inverse = FrequencyMatrices(approximation.grid, hermitian_inverse(matrices).to(single))
+        self._inverse = FrequencyMatrices(approximation.grid, hermitian_inverse_(matrices).to(single))
         self.damp = delta.to(dtype)
         self._windows = [_window(factor, delta) for factor in chain.windows]
 
@@ -147,12 +146,12 @@ class CirculantPreconditioner(LinearOperator):
         """Apply the preconditioner of the chain from the window of this number on, innermost the circulant inverse."""
         if depth < len(self._windows):
             return self._windows[depth](x, lambda z: self._through(depth + 1, z))
-        grid = self._embedding
-        core = grid.in_shape if self._on_inputs else grid.out_shape
-        batch, _ = grid.split_batch(tuple(x.shape[: x.ndim - len(core)]))
+        embedding = self._embedding
+        item = embedding.in_shape if self._on_inputs else embedding.out_shape
+        batch, _ = embedding.split_batch(tuple(x.shape[: x.ndim - len(item)]))
         if self._on_inputs:
-            return grid.inputs_from_grid(self._inverse.on_grid(grid.inputs_to_grid(x)), batch)
-        return grid.outputs_from_grid(self._inverse.on_grid(grid.outputs_to_grid(x)), batch)
+            return embedding.inputs_from_grid(self._inverse.on_grid(embedding.inputs_to_grid(x)), batch)
+        return embedding.outputs_from_grid(self._inverse.on_grid(embedding.outputs_to_grid(x)), batch)
 
     def _map(
         self,
@@ -182,10 +181,10 @@ def _window(factor: Factor, delta: Tensor) -> Callable[[Tensor, Callable[[Tensor
         # (L B B^H L^H)^-1 = L^-H (B B^H)^-1 L^-1, with entries of L near zero raised, so that it has an inverse
         item = tuple(range(-len(operator.in_shape), 0))
         diagonal = operator.diagonal.detach()
-        size = diagonal.abs()
-        smallest = size.amax(item, keepdim=True) * _RELATIVE_FLOOR
+        moduli = diagonal.abs()
+        smallest = moduli.amax(item, keepdim=True) * _RELATIVE_FLOOR
         smallest = torch.where(smallest > 0, smallest, 1)
-        inverse = torch.where(size >= smallest, diagonal.reciprocal(), smallest.reciprocal().to(diagonal.dtype))
+        inverse = torch.where(moduli >= smallest, diagonal.reciprocal(), smallest.reciprocal().to(diagonal.dtype))
         left, right = (inverse, inverse.conj()) if factor.adjoint else (inverse.conj(), inverse)
         return lambda x, inner: left * inner(right * x)
     if isinstance(operator, Pad if factor.adjoint else Crop):  # L L^H is the identity

@@ -11,7 +11,7 @@ mean square. The same factorisation of :math:`A^H` gives the approximation of :m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from torch import Tensor
 from lsconv.errors import MethodError
 from lsconv.fourier.circulant import double_symbol
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
+from lsconv.fourier.symbol import symbol
 from lsconv.operators.algebra import Adjoint, HStack, Product, Scaled, VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -28,7 +29,7 @@ from lsconv.operators.elementary import Crop, Diagonal, Identity, Mask
 from lsconv.operators.padding import Pad
 from lsconv.operators.padding_modes import MODES
 
-__all__ = ["Chain", "Factor", "gram", "read"]
+__all__ = ["Chain", "Factor", "factor_chain", "gram_approximation"]
 
 SUPPORTED = (
     "supported are convolutions, scaled, adjoint, multiplied by Crop, Mask, Diagonal and Pad, and stacked (vstack on "
@@ -67,12 +68,12 @@ class Chain:
         weight: the mean square of all other factors, a real tensor that broadcasts with the batch dimensions.
     """
 
-    windows: list[Factor] = field(default_factory=list)
-    core: Factor | None = None
-    weight: Tensor | None = None
+    windows: list[Factor]
+    core: Factor
+    weight: Tensor
 
 
-def read(A: LinearOperator, adjoint: bool) -> Chain:
+def factor_chain(A: LinearOperator, adjoint: bool) -> Chain:
     """Split A, or its adjoint, into windows, core and weight.
 
     Raises:
@@ -86,10 +87,10 @@ def read(A: LinearOperator, adjoint: bool) -> Chain:
         raise MethodError(f"CirculantPreconditioner: there is no convolution in {A!r}; {SUPPORTED}")
     core = cores[0]
     for factor in factors[:core]:
-        good = isinstance(factor.operator, (Crop, Mask, Diagonal, Identity))
+        is_window = isinstance(factor.operator, (Crop, Mask, Diagonal, Identity))
         if isinstance(factor.operator, Pad):
-            good = factor.adjoint or MODES[factor.operator.mode].zero
-        if not good:
+            is_window = factor.adjoint or MODES[factor.operator.mode].zero
+        if not is_window:
             raise MethodError(
                 f"CirculantPreconditioner: {factor.operator!r} stands between the convolution and the side that is "
                 f"preconditioned; {SUPPORTED}"
@@ -101,7 +102,7 @@ def read(A: LinearOperator, adjoint: bool) -> Chain:
 
 def _factors(A: LinearOperator, adjoint: bool) -> tuple[list[Factor], Tensor]:
     """The factors of a product, the outermost first, and the square of the scalars in it."""
-    one = torch.ones((), dtype=torch.float64, device=A.device)
+    weight = torch.ones((), dtype=torch.float64, device=A.device)
     if isinstance(A, Adjoint):
         return _factors(A.operator, not adjoint)
     if isinstance(A, Scaled):
@@ -110,9 +111,9 @@ def _factors(A: LinearOperator, adjoint: bool) -> tuple[list[Factor], Tensor]:
     if isinstance(A, Product):
         parts = [_factors(part, adjoint) for part in (reversed(A.operators) if adjoint else A.operators)]
         for _, part_weight in parts:
-            one = one * part_weight
-        return [factor for factors, _ in parts for factor in factors], one
-    return [Factor(A, adjoint)], one
+            weight = weight * part_weight
+        return [factor for factors, _ in parts for factor in factors], weight
+    return [Factor(A, adjoint)], weight
 
 
 def _mean_square(operator: LinearOperator) -> Tensor | float:
@@ -120,8 +121,8 @@ def _mean_square(operator: LinearOperator) -> Tensor | float:
     if isinstance(operator, (Crop, Identity, Pad)):
         return 1.0
     if isinstance(operator, (Mask, Diagonal)):
-        size = operator.mask.double() if isinstance(operator, Mask) else operator.diagonal.detach().abs().double()
-        return size.square().mean(tuple(range(-len(operator.in_shape), 0)))
+        entries = operator.mask.double() if isinstance(operator, Mask) else operator.diagonal.detach().abs().double()
+        return entries.square().mean(tuple(range(-len(operator.in_shape), 0)))
     raise MethodError(
         f"CirculantPreconditioner: {operator!r} stands on the other side of the convolution, and only the mean square "
         f"of a Crop, Mask, Diagonal or Pad is accounted for there; {SUPPORTED}"
@@ -129,11 +130,11 @@ def _mean_square(operator: LinearOperator) -> Tensor | float:
 
 
 @torch.no_grad()
-def gram(chain: Chain, batch_shape: tuple[int, ...]) -> tuple[FrequencyMatrices, Embedding]:
+def gram_approximation(chain: Chain, batch_shape: tuple[int, ...]) -> tuple[FrequencyMatrices, Embedding]:
     """Make the block-circulant approximation of ``weight K K^H``, K the core, in double precision, with its grid.
 
     Args:
-        chain: the chain, from :func:`read`.
+        chain: the chain, from :func:`factor_chain`.
         batch_shape: batch dimensions whose items get blocks of their own.
 
     Raises:
@@ -169,8 +170,6 @@ def gram(chain: Chain, batch_shape: tuple[int, ...]) -> tuple[FrequencyMatrices,
 def _terms(chain: Chain) -> list[tuple[Factor, Tensor]]:
     """Operators, with weights, whose Gram operators add up to that of the core: the parts of a stack, or itself."""
     core, weight = chain.core, chain.weight
-    assert core is not None
-    assert weight is not None
     if not isinstance(core.operator, (VStack, HStack)):
         return [(core, weight)]
     if isinstance(core.operator, VStack) != core.adjoint:
@@ -178,15 +177,13 @@ def _terms(chain: Chain) -> list[tuple[Factor, Tensor]]:
         raise MethodError(f"CirculantPreconditioner: a {kind} can be preconditioned on the {side} side: side={side!r}")
     terms = []
     for operator in core.operator.operators:
-        inner = read(operator, core.adjoint)
-        assert inner.core is not None
-        assert inner.weight is not None
-        if inner.windows or isinstance(inner.core.operator, (VStack, HStack)):
+        part = factor_chain(operator, core.adjoint)
+        if part.windows or isinstance(part.core.operator, (VStack, HStack)):
             raise MethodError(
                 f"CirculantPreconditioner: {operator!r} in a stack has no convolution facing the side that is "
                 f"preconditioned; {SUPPORTED}"
             )
-        terms.append((inner.core, inner.weight * weight))
+        terms.append((part.core, part.weight * weight))
     return terms
 
 
@@ -198,7 +195,7 @@ def _embedding(A: LinearOperator, grid: tuple[int, ...] | None = None, batch_sha
 
 def _block_circulant_of(A: Convolution) -> Convolution:
     """Return A, or the same convolution with zero padding where A is not a truncated block-circulant operator."""
-    if Embedding.exists(A):
+    if Embedding.serves(A):
         return A
     return Convolution(A.weight, A.spatial_in, A.stride, A.padding, A.dilation, A.groups)
 
@@ -226,7 +223,7 @@ def _channelwise(A: LinearOperator, embedding: Embedding, adjoint: bool, real: b
     periodic = Convolution(weight, fine, embedding.stride,
                            tuple((0, k - 1) for k in size), padding_mode="circular")  # fmt: skip
     S = symbol(periodic).matrices
-    one = S.mH @ S
+    of_one_channel = S.mH @ S
     eye = torch.eye(channels // len(embedding.phases), dtype=dtype, device=A.device)
-    per_channel: Tensor = torch.einsum("ij,...kl->...ikjl", eye, one)
+    per_channel: Tensor = torch.einsum("ij,...kl->...ikjl", eye, of_one_channel)
     return per_channel.flatten(-4, -3).flatten(-2, -1)

@@ -13,14 +13,16 @@ Björck, BIT 7 (1967), for the refinement, whose residual is that of the data.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from lsconv.fourier.batched_linalg import lu_factor_in_place
+from lsconv.fourier.batched_linalg import chunks, lu_factor_in_place
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.frequency_inverse import FactoredInverse, chunks
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, from_taps, symbol
+from lsconv.fourier.frequency_inverse import FactoredInverse, largest_matrices
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid, repeat_for_items
+from lsconv.fourier.symbol import from_taps, symbol
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
@@ -42,24 +44,24 @@ class DampedInverse:
     Attributes:
         steps: the steps of refinement that an answer takes; None where they would be many, and nothing is solved.
         norm: a lower bound of the largest singular value of each block.
-        largest: the largest Frobenius norm of the symbol of each block.
+        largest_norm: the largest Frobenius norm of the symbol of each block.
     """
 
     def __init__(self, A: Convolution, embedding: Embedding, damp: Tensor, dtype: torch.dtype) -> None:
         self.embedding, self._mu = embedding, damp.double().square()
-        # B is A or its adjoint, whichever has no more columns than rows
         self._wide = embedding.out_channels < embedding.in_channels
-        self._B: LinearOperator = A.H if self._wide else A
+        self._B: LinearOperator = A.H if self._wide else A  # has no more columns than rows
+        self._to_grid: Callable[[Tensor], Tensor] = embedding.inputs_to_grid
+        self._from_grid: Callable[[Tensor, tuple[int, ...]], Tensor] = embedding.inputs_from_grid
+        if self._wide:
+            self._to_grid, self._from_grid = embedding.outputs_to_grid, embedding.outputs_from_grid
         matrices = _transposed_gram(A, embedding, wide=self._wide)
         if matrices.shape[0] != embedding.blocks:  # one kernel for all batch items
-            matrices = matrices.repeat(embedding.blocks // matrices.shape[0], *(1 for _ in matrices.shape[1:]))
+            matrices = repeat_for_items(matrices, embedding.blocks)
         flat = matrices.flatten(1, -3)
         squares, mu = flat.diagonal(dim1=-2, dim2=-1).real.sum(-1), embedding.per_block(self._mu)
-        self.largest = squares.amax(1).clamp_min(0).sqrt()
-        # among the matrices of the largest traces a smooth symbol has its maximum, and random ones differ little
-        at = squares.topk(math.isqrt(squares.shape[1])).indices
-        some = flat[torch.arange(len(flat), device=at.device).unsqueeze(1), at]
-        self.norm = torch.linalg.eigvalsh(some).amax((1, 2)).clamp_min(0).sqrt()
+        self.largest_norm = squares.amax(1).clamp_min(0).sqrt()
+        self.norm = torch.linalg.eigvalsh(largest_matrices(flat, squares)).amax((1, 2)).clamp_min(0).sqrt()
         self.steps = _steps(1 + float((squares.amax(1) / mu).amax()), dtype)
         if self.steps is None:
             return
@@ -80,11 +82,11 @@ class DampedInverse:
 
     def solve(self, y: Tensor) -> Tensor:
         """The solutions ``(*batch, *in_shape)`` for ``(*batch, *out_shape)``, in double precision."""
-        return self._outer(y) if self._wide else self._inner(y)
+        return self._adjoint_solve_tall(y) if self._wide else self._solve_tall(y)
 
     def solve_adjoint(self, x: Tensor) -> Tensor:
         """The adjoint of :meth:`solve`."""
-        return self._inner(x) if self._wide else self._outer(x)
+        return self._solve_tall(x) if self._wide else self._adjoint_solve_tall(x)
 
     def explicit(self, S: FrequencyMatrices) -> FrequencyMatrices:
         """The inverses as matrices, for many right-hand sides, as accurate as answers that are not refined.
@@ -96,56 +98,54 @@ class DampedInverse:
         flat = S.matrices.flatten(0, -3)
         found = flat.new_empty(len(flat), S.columns, S.rows)
         for part in chunks(flat):
-            B = flat[part].mH if self._wide else flat[part]
-            Z = torch.linalg.lu_solve(factors[part], pivots[part], B.mH)
+            Z = torch.linalg.lu_solve(factors[part], pivots[part], _tall(flat[part], self._wide).mH)
             found[part] = Z.mH if self._wide else Z
         return FrequencyMatrices(S.grid, found.reshape(*S.matrices.shape[:-2], S.columns, S.rows))
 
-    def _inner(self, y: Tensor) -> Tensor:
+    def _solve_tall(self, y: Tensor) -> Tensor:
         """``(B^H B + mu)^-1 B^H y``."""
         B = self._B
-        mu = over_items(self._mu, len(B.in_shape))
-        z = self._gram_solve(B.adjoint(y))
-        for _ in range(self.steps or 0):
-            z = z + self._gram_solve(B.adjoint(y - B.apply(z)) - mu * z)
-        return z
+        return self._refined(B.adjoint(y), lambda z: B.adjoint(y - B.apply(z)))
 
-    def _outer(self, x: Tensor) -> Tensor:
+    def _adjoint_solve_tall(self, x: Tensor) -> Tensor:
         """``B (B^H B + mu)^-1 x``."""
         B = self._B
-        mu = over_items(self._mu, len(B.in_shape))
-        z = self._gram_solve(x)
+        return B.apply(self._refined(x, lambda z: x - B.adjoint(B.apply(z))))
+
+    def _refined(self, g: Tensor, residual: Callable[[Tensor], Tensor]) -> Tensor:
+        """``z = (B^H B + mu)^-1 g`` by the factors, refined; ``residual(z)`` is ``g - B^H B z``."""
+        mu = over_items(self._mu, len(self._B.in_shape))
+        z = self._gram_solve(g)
         for _ in range(self.steps or 0):
-            z = z + self._gram_solve(x - B.adjoint(B.apply(z)) - mu * z)
-        return B.apply(z)
+            z = z + self._gram_solve(residual(z) - mu * z)
+        return z
 
     def _gram_solve(self, z: Tensor) -> Tensor:
         """``(B^H B + mu)^-1 z``, by the factors."""
-        embedding = self.embedding
-        batch, _ = embedding.split_batch(tuple(z.shape[: z.ndim - len(self._B.in_shape)]))
-        if self._wide:
-            return embedding.outputs_from_grid(self._gram_inverse.on_grid(embedding.outputs_to_grid(z)), batch)
-        return embedding.inputs_from_grid(self._gram_inverse.on_grid(embedding.inputs_to_grid(z)), batch)
+        batch, _ = self.embedding.split_batch(tuple(z.shape[: z.ndim - len(self._B.in_shape)]))
+        return self._from_grid(self._gram_inverse.on_grid(self._to_grid(z)), batch)
 
 
 def _steps(condition: float, dtype: torch.dtype) -> int | None:
     """The steps of refinement that answers in ``dtype`` need; None where they would be many.
 
-    The gradient is judged by the norms of residual and damped solution, which together are at least ``||y||`` over the
-    root of the condition. No method for least squares does better than to amplify rounding by that root.
+    Factors and steps each leave ``contraction`` of the error. What may be left is the rounding of the answer, which for
+    every method is amplified by the root of the condition, and a gradient within the tolerance. That is relative to the
+    norms of residual and damped solution, which together are at least ``||y||`` over that root.
 
     Args:
         condition: that of the normal equations.
     """
     eps = torch.finfo(torch.float64).eps
-    gain, root = ROUNDING * eps * condition, math.sqrt(condition)
-    wanted = min(max(torch.finfo(dtype).eps, eps * root), direct_rtol(dtype) / root)
-    if not gain**5 <= eps:  # where more than four steps would not reach all digits, singular values cost no more
+    contraction, root = ROUNDING * eps * condition, math.sqrt(condition)
+    tolerance = min(max(torch.finfo(dtype).eps, eps * root), direct_rtol(dtype) / root)
+    if not contraction**5 <= eps:  # more than four steps cost no less than singular values
         return None
-    return max(0, math.ceil(math.log(wanted) / math.log(gain)) - 1)
+    return max(0, math.ceil(math.log(tolerance) / math.log(contraction)) - 1)
 
 
 def _grid(A: Convolution, embedding: Embedding) -> Grid:
+    """The grid of the embedding with the frequencies of A's symbol, half of them where A is real."""
     return Grid(embedding.grid, real=not A.is_complex)
 
 
@@ -161,9 +161,14 @@ def _transposed_gram(A: Convolution, embedding: Embedding, *, wide: bool) -> Ten
     gram = S.new_empty(*S.shape[:-2], size, size)
     flat, found = S.flatten(0, -3), gram.view(-1, size, size)
     for part in chunks(flat):
-        B = flat[part].mH if wide else flat[part]
+        B = _tall(flat[part], wide)
         torch.matmul(B.mT, B.conj(), out=found[part])
     return gram
+
+
+def _tall(matrices: Tensor, wide: bool) -> Tensor:
+    """The matrices of A, or where A is wide those of its adjoint."""
+    return matrices.mH if wide else matrices
 
 
 def _gram_from_taps(A: Convolution, embedding: Embedding, *, wide: bool) -> Tensor:

@@ -29,7 +29,9 @@ from lsconv.operators.convolution import Convolution
 from lsconv.operators.fft_convolution import good_fft_length, short_fft_length
 from lsconv.operators.padding_modes import MODES
 
-__all__ = ["Axis", "Embedding"]
+__all__ = ["Axis", "BorderPositions", "Embedding"]
+
+BorderPositions = list[list[list[int]]]  # per channel and axis; a cell with one of these coordinates is on the border
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,9 @@ class Axis:
         ]
 
 
-@functools.lru_cache(16)  # whoever chooses a plan asks several times
+@functools.lru_cache(16)  # choosing a plan makes several embeddings of one convolution
 def _axis(
+    *,
     n_in: int,
     n_out: int,
     kernel_size: int,
@@ -82,10 +85,23 @@ def _axis(
     left: int,
     periodic: bool,
     grid: int | None,
-    zeros: bool,
+    constrained: bool,
     separate_margins: bool,
 ) -> Axis:
-    """Make the axis of an embedding from numbers alone, which the cache can compare."""
+    """Make the axis of an embedding from numbers alone, which the cache can compare.
+
+    Args:
+        n_in: the number of inputs.
+        n_out: the number of outputs.
+        kernel_size: the number of taps.
+        stride: the step between outputs.
+        dilation: the step between taps.
+        left: the padding on the left.
+        periodic: the padding is circular; the grid is then the inputs.
+        grid: the least length of the grid; None: chosen here.
+        constrained: constrain the cells outside the inputs to zero even where no output reads them.
+        separate_margins: without ``grid``, let the outputs at the two ends read different zeros.
+    """
     taps = tuple(divmod(dilation * t - left, stride)[::-1] for t in range(kernel_size))
     if periodic:
         return Axis(n_in // stride, stride, n_in, n_out, taps, constrained=False)
@@ -101,11 +117,11 @@ def _axis(
         length = good_fft_length(max(axis.inputs(0) + before + after, n_out))
     else:
         length = short_fft_length(needed)
-    return Axis(length, stride, n_in, n_out, taps, constrained=before > 0 or after > 0 or zeros)
+    return Axis(length, stride, n_in, n_out, taps, constrained=before > 0 or after > 0 or constrained)
 
 
 @functools.lru_cache(16)
-def _read_inputs(axis: Axis) -> tuple[bool, ...] | None:
+def _observed_inputs(axis: Axis) -> tuple[bool, ...] | None:
     """Mark the inputs of an axis that some output reads; None when all are read."""
     phase, tau = torch.tensor(axis.taps).mT
     first = tau % axis.grid
@@ -115,8 +131,8 @@ def _read_inputs(axis: Axis) -> tuple[bool, ...] | None:
     ends.index_put_((phase, first), one, accumulate=True)
     ends.index_put_((phase, first + axis.n_out), -one, accumulate=True)
     count = ends.cumsum(1)
-    is_read = (count[:, : axis.grid] + count[:, axis.grid : -1] > 0).mT.flatten()[: axis.n_in]
-    return None if bool(is_read.all()) else tuple(is_read.tolist())
+    observed = (count[:, : axis.grid] + count[:, axis.grid : -1] > 0).mT.flatten()[: axis.n_in]
+    return None if bool(observed.all()) else tuple(observed.tolist())
 
 
 class Embedding:
@@ -130,8 +146,8 @@ class Embedding:
             and the outputs must fit the grid).
         batch_shape: more batch dimensions whose items get blocks of their own (one damp per item), broadcast with the
             operator's.
-        only_read: leave out the phases that no tap reads, which occur where the stride exceeds the kernel; their inputs
-            are zero in every least-norm answer.
+        tapped_phases_only: leave out the phases that no tap reads, which occur where the stride exceeds the kernel;
+            their inputs are zero in every least-norm answer.
         grid: grid sizes to use instead of the next good FFT lengths; raised where they are too small.
         constrained: per axis, constrain the grid cells outside the inputs to zero even where no output reads them.
         separate_margins: without ``grid``, make it so long (N = n + 2p) that the outputs at the two ends read different
@@ -147,20 +163,27 @@ class Embedding:
         grid: tuple[int, ...] | None = None,
         batch_shape: tuple[int, ...] = (),
         *,
-        only_read: bool = False,
+        tapped_phases_only: bool = False,
         constrained: tuple[bool, ...] | None = None,
         separate_margins: bool = False,
     ) -> None:
-        if not self.exists(convolution):
+        if not self.serves(convolution):
             raise MethodError(f"{convolution!r} is no truncated block-circulant operator")
         self.ndim = convolution.ndim
-        held = constrained or (False,) * self.ndim
-        sizes = zip(convolution.spatial_in, convolution.spatial_out, convolution.kernel_size, strict=True)
-        steps = zip(convolution.stride, convolution.dilation, (left for left, _ in convolution.padding), strict=True)
-        grids, periodic = grid or (None,) * self.ndim, MODES[convolution.padding_mode].periodic
         self.axes = tuple(
-            _axis(*of_size, *of_step, periodic, length, constraint, separate_margins)
-            for of_size, of_step, length, constraint in zip(sizes, steps, grids, held, strict=True)
+            _axis(
+                n_in=convolution.spatial_in[a],
+                n_out=convolution.spatial_out[a],
+                kernel_size=convolution.kernel_size[a],
+                stride=convolution.stride[a],
+                dilation=convolution.dilation[a],
+                left=convolution.padding[a][0],
+                periodic=MODES[convolution.padding_mode].periodic,
+                grid=None if grid is None else grid[a],
+                constrained=constrained is not None and constrained[a],
+                separate_margins=separate_margins,
+            )
+            for a in range(self.ndim)
         )
         self.grid = tuple(axis.grid for axis in self.axes)
         self.stride = convolution.stride
@@ -169,16 +192,17 @@ class Embedding:
         self.batch_shape = tuple(broadcast_shapes(convolution.batch_shape, batch_shape))
         self.blocks = math.prod(self.batch_shape) * self.groups
         self.in_shape, self.out_shape = convolution.in_shape, convolution.out_shape
-        self.read = tuple(
-            tuple(sorted({phase for phase, _ in axis.taps}) if only_read else range(axis.stride)) for axis in self.axes
+        self.phases_by_axis = tuple(
+            tuple(sorted({phase for phase, _ in axis.taps}) if tapped_phases_only else range(axis.stride))
+            for axis in self.axes
         )
-        self.phases = tuple(product(*self.read))
+        self.phases = tuple(product(*self.phases_by_axis))
         self.in_channels = self.in_shape[0] // self.groups * len(self.phases)
         self.out_channels = self.out_shape[0] // self.groups
 
     @staticmethod
-    def exists(convolution: Convolution) -> bool:
-        """True when the convolution is a truncated block-circulant operator."""
+    def serves(convolution: Convolution) -> bool:
+        """Tell whether the convolution is a truncated block-circulant operator."""
         mode = MODES[convolution.padding_mode]
         if not mode.periodic:
             return mode.zero or not any(map(any, convolution.padding))
@@ -192,17 +216,22 @@ class Embedding:
         """True when nothing is cropped: the operator is the block-circulant operator itself."""
         return all(not axis.constrained and axis.n_out == axis.grid for axis in self.axes)
 
-    def read_inputs(self) -> Tensor | None:
+    @property
+    def drops_phases(self) -> bool:
+        """True where phases that no tap reads are left out."""
+        return len(self.phases) < math.prod(self.stride)
+
+    def observed_inputs(self) -> Tensor | None:
         """Mark the inputs that some output reads, in the spatial shape of the input; None when all are read.
 
         Some are not read where the stride exceeds the kernel or does not divide; x is zero there in least-norm answers.
         """
-        is_read = [_read_inputs(axis) for axis in self.axes]
-        if all(read is None for read in is_read):
+        by_axis = [_observed_inputs(axis) for axis in self.axes]
+        if all(observed is None for observed in by_axis):
             return None
         mask = torch.ones((), dtype=torch.bool)
-        for axis, read in zip(self.axes, is_read, strict=True):
-            mask = mask.unsqueeze(-1) & torch.tensor(read or (True,) * axis.n_in)
+        for axis, observed in zip(self.axes, by_axis, strict=True):
+            mask = mask.unsqueeze(-1) & torch.tensor(observed or (True,) * axis.n_in)
         return mask
 
     # ------------------------------------------------------------------ tensors
@@ -221,21 +250,21 @@ class Embedding:
         if all(s == 1 for s in self.stride):
             return x
         x = x.reshape(*x.shape[:3], *(size for axis in self.axes for size in (axis.grid, axis.stride)))
-        for a, read in enumerate(self.read):
-            if len(read) < self.stride[a]:
-                x = x.index_select(4 + 2 * a, torch.tensor(read, device=x.device))
-        positions, phases = range(3, 3 + 2 * self.ndim, 2), range(4, 4 + 2 * self.ndim, 2)
-        return x.permute(0, 1, 2, *phases, *positions).reshape(*x.shape[:2], self.in_channels, *self.grid)
+        for a, phases in enumerate(self.phases_by_axis):
+            if len(phases) < self.stride[a]:
+                x = x.index_select(4 + 2 * a, torch.tensor(phases, device=x.device))
+        position_dims, phase_dims = range(3, 3 + 2 * self.ndim, 2), range(4, 4 + 2 * self.ndim, 2)
+        return x.permute(0, 1, 2, *phase_dims, *position_dims).reshape(*x.shape[:2], self.in_channels, *self.grid)
 
     def inputs_from_grid(self, z: Tensor, batch: tuple[int, ...]) -> Tensor:
         """The inverse of :meth:`inputs_to_grid`, cropping to the inputs; ``batch`` is that of :meth:`split_batch`."""
         if any(s > 1 for s in self.stride):
-            z = z.reshape(*z.shape[:2], -1, *(len(read) for read in self.read), *self.grid)
-            for a, read in enumerate(self.read):
-                if len(read) < self.stride[a]:
+            z = z.reshape(*z.shape[:2], -1, *map(len, self.phases_by_axis), *self.grid)
+            for a, phases in enumerate(self.phases_by_axis):
+                if len(phases) < self.stride[a]:
                     shape = list(z.shape)
                     shape[3 + a] = self.stride[a]
-                    z = z.new_zeros(shape).index_copy(3 + a, torch.tensor(read, device=z.device), z)
+                    z = z.new_zeros(shape).index_copy(3 + a, torch.tensor(phases, device=z.device), z)
             order = [d for a in range(self.ndim) for d in (3 + self.ndim + a, 3 + a)]
             z = z.permute(0, 1, 2, *order)
             z = z.reshape(*z.shape[:3], *(axis.grid * axis.stride for axis in self.axes))
@@ -293,18 +322,20 @@ class Embedding:
         if all(s == 1 for s in self.stride):
             return k
         k = k.reshape(*k.shape[:3], *(size for axis in self.axes for size in (axis.stride, axis.grid)))
-        for a, read in enumerate(self.read):
-            if len(read) < self.stride[a]:
-                k = k.index_select(3 + 2 * a, torch.tensor(read, device=k.device))
-        phases, positions = range(3, 3 + 2 * self.ndim, 2), range(4, 4 + 2 * self.ndim, 2)
-        return k.permute(0, 1, 2, *phases, *positions).reshape(-1, self.out_channels, self.in_channels, *self.grid)
+        for a, phases in enumerate(self.phases_by_axis):
+            if len(phases) < self.stride[a]:
+                k = k.index_select(3 + 2 * a, torch.tensor(phases, device=k.device))
+        phase_dims, position_dims = range(3, 3 + 2 * self.ndim, 2), range(4, 4 + 2 * self.ndim, 2)
+        return k.permute(0, 1, 2, *phase_dims, *position_dims).reshape(
+            -1, self.out_channels, self.in_channels, *self.grid
+        )
 
-    def output_border(self) -> list[list[list[int]]]:
+    def output_border(self) -> BorderPositions:
         """Border positions per output channel and axis."""
         positions = [axis.border_out for axis in self.axes]
         return [positions for _ in range(self.out_channels)]
 
-    def input_border(self) -> list[list[list[int]]]:
+    def input_border(self) -> BorderPositions:
         """Border positions per polyphase input channel and axis."""
         per_phase = [[axis.border_in(phase) for axis, phase in zip(self.axes, p, strict=True)] for p in self.phases]
         return per_phase * (self.in_channels // len(self.phases))

@@ -10,25 +10,22 @@ Frequencies where it is too large, or where S may not have full rank, are invert
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, MethodError, ShapeError
-from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse, lu_factor_in_place
+from lsconv.fourier.batched_linalg import chunks, frobenius, hermitian_inverse_, lu_factor_in_place
 from lsconv.fourier.batched_linalg import inverse as lu_inverse
-from lsconv.fourier.symbol import FrequencyMatrices, Grid
-from lsconv.operators.batch_layout import WORK_BYTES
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 from lsconv.operators.dtypes import ROUNDING
 
 __all__ = [
     "FactoredInverse",
     "FrequencyInverse",
-    "chunks",
     "invert",
-    "invert_with_penalty",
+    "largest_matrices",
     "singular_values_by_frequency",
     "symbol_norm_from_below",
 ]
@@ -41,24 +38,24 @@ class FactoredInverse:
         grid: the periodic grid.
         factors: ``(blocks * frequencies, size, size)``.
         pivots: the pivots of the factors.
-        at: indices of the matrices whose factors are not used, but ``inverses``; the factors are set to the identity.
-        inverses: the inverses of the matrices ``at``.
+        replaced: indices of the matrices that are inverted by ``inverses``; their factors become those of the identity.
+        inverses: the inverses of the matrices ``replaced``.
         adjoint: the operator is the adjoint of the inverse.
     """
 
     def __init__(
-        self, grid: Grid, factors: Tensor, pivots: Tensor, at: Tensor, inverses: Tensor, *, adjoint: bool = False
+        self, grid: Grid, factors: Tensor, pivots: Tensor, replaced: Tensor, inverses: Tensor, *, adjoint: bool = False
     ) -> None:
-        self.grid, self.factors, self.pivots, self.at, self.inverses = grid, factors, pivots, at, inverses
+        self.grid, self.factors, self.pivots, self.replaced, self.inverses = grid, factors, pivots, replaced, inverses
         self._adjoint, self.dtype = adjoint, factors.dtype
-        if not adjoint and len(at):
-            factors[at] = torch.eye(factors.shape[-1]).to(factors)
-            pivots[at] = torch.arange(1, factors.shape[-1] + 1).to(pivots)
+        if not adjoint and len(replaced):
+            factors[replaced] = torch.eye(factors.shape[-1]).to(factors)
+            pivots[replaced] = torch.arange(1, factors.shape[-1] + 1).to(pivots)
 
     @property
     def H(self) -> FactoredInverse:  # noqa: N802 - the field's name for the adjoint
         """The adjoint operator."""
-        return FactoredInverse(self.grid, self.factors, self.pivots, self.at, self.inverses.mH, adjoint=True)
+        return FactoredInverse(self.grid, self.factors, self.pivots, self.replaced, self.inverses.mH, adjoint=True)
 
     @property
     def nbytes(self) -> int:
@@ -71,10 +68,10 @@ class FactoredInverse:
             return tensor
         spectra = self.grid.transform(tensor).movedim((0, 2), (-1, -2))  # blocks, *frequencies, channels, rhs
         vectors = spectra.flatten(0, -3)
-        product = torch.linalg.lu_solve(self.factors, self.pivots, vectors, adjoint=self._adjoint)
-        if len(self.at):
-            product = product.index_copy(0, self.at, self.inverses @ vectors[self.at])
-        return self.grid.inverse(product.reshape(spectra.shape).movedim((-1, -2), (0, 2)))
+        solved = torch.linalg.lu_solve(self.factors, self.pivots, vectors, adjoint=self._adjoint)
+        if len(self.replaced):
+            solved = solved.index_copy(0, self.replaced, self.inverses @ vectors[self.replaced])
+        return self.grid.inverse(solved.reshape(spectra.shape).movedim((-1, -2), (0, 2)))
 
 
 @dataclass(frozen=True)
@@ -86,38 +83,50 @@ class FrequencyInverse:
         rank: the number of singular values above the threshold, per item; all of them where there is damping.
         undecided: the items with a singular value that equals the threshold up to rounding.
         norm: a lower bound of the largest singular value of each block; exact where the matrices are rows or columns.
-        largest: the largest Frobenius norm of each block.
+        largest_norm: the largest Frobenius norm of each block.
     """
 
     inverse: FrequencyMatrices | FactoredInverse
     rank: Tensor
     undecided: Tensor
     norm: Tensor
-    largest: Tensor
+    largest_norm: Tensor
 
 
 def singular_values_by_frequency(matrices: Tensor) -> Tensor:
     """The singular values of matrices ``(..., rows, columns)``, descending: ``(..., min(rows, columns))``."""
-    column = min(matrices.shape[-2:]) == 1
-    norms: Tensor = torch.linalg.vector_norm(matrices, dim=(-2, -1)) if column else torch.linalg.svdvals(matrices)
-    return norms.unsqueeze(-1) if column else norms
+    if min(matrices.shape[-2:]) == 1:  # a row or a column has one, its length
+        length: Tensor = torch.linalg.vector_norm(matrices, dim=(-2, -1))
+        return length.unsqueeze(-1)
+    values: Tensor = torch.linalg.svdvals(matrices)
+    return values
 
 
-def symbol_norm_from_below(S: FrequencyMatrices, size: Tensor | None = None) -> Tensor:
+def symbol_norm_from_below(S: FrequencyMatrices, norms: Tensor | None = None) -> Tensor:
     """A lower bound of the largest singular value of each block; exact where the matrices are rows or columns.
 
     Args:
         S: the symbol.
-        size: the Frobenius norms of its matrices, ``(blocks, frequencies)``, where they are known.
+        norms: the Frobenius norms of its matrices, ``(blocks, frequencies)``, where they are known.
     """
-    size = frobenius(S.matrices).flatten(1) if size is None else size
-    if min(S.rows, S.columns) > 1:
-        # Among the matrices of the largest Frobenius norms a smooth symbol has its maximum, and random matrices differ
-        # by a few percent; the root of their number costs less than the norms did.
-        flat, at = S.matrices.flatten(1, -3), size.topk(math.isqrt(size.shape[1])).indices
-        some = flat[torch.arange(len(flat), device=at.device).unsqueeze(1), at]
-        size = singular_values_by_frequency(some).flatten(1)
-    return size.amax(1)
+    norms = frobenius(S.matrices).flatten(1) if norms is None else norms
+    if min(S.rows, S.columns) == 1:
+        return norms.amax(1)
+    return singular_values_by_frequency(largest_matrices(S.matrices.flatten(1, -3), norms)).amax((1, 2))
+
+
+def largest_matrices(matrices: Tensor, sizes: Tensor) -> Tensor:
+    """Some matrices of the largest sizes in each block, among which one has nearly the largest norm of all.
+
+    A smooth symbol has its maximum among them, and the norms of random matrices differ by a few percent. They are as
+    many as the root of the number of frequencies, so that their singular values cost less than all ``sizes`` did.
+
+    Args:
+        matrices: ``(blocks, frequencies, rows, columns)``.
+        sizes: a norm of each, or a function of it that increases, ``(blocks, frequencies)``.
+    """
+    at = sizes.topk(math.isqrt(sizes.shape[1])).indices
+    return matrices[torch.arange(len(matrices), device=at.device).unsqueeze(1), at]
 
 
 def invert(
@@ -133,65 +142,46 @@ def invert(
         rtol: the relative error of the gradient that the answer may have by rounding.
     """
     S = symbol()
-    size = frobenius(S.matrices).flatten(1)
-    largest, norm_from_below = size.amax(1), symbol_norm_from_below(S, size)
-    per_item, eps = size.numel() // items, torch.finfo(size.dtype).eps
+    norms = frobenius(S.matrices).flatten(1)
+    largest_norm, norm_from_below = norms.amax(1), symbol_norm_from_below(S, norms)
+    per_item = norms.numel() // items
 
     def per_matrix(per_block: Tensor) -> Tensor:
         """The largest value of each item, for each of its matrices."""
         return per_block.reshape(items, -1).amax(1).repeat_interleave(per_item)
 
-    matrices, mu = S.matrices.reshape(-1, S.rows, S.columns), mu.repeat_interleave(size.shape[1])
-    norm_bound = per_matrix(largest)
+    matrices, mu = S.matrices.reshape(-1, S.rows, S.columns), mu.repeat_interleave(norms.shape[1])
+    norm_bound = per_matrix(largest_norm)
     rank, undecided = torch.full_like(mu, min(S.rows, S.columns)), torch.zeros_like(mu, dtype=torch.bool)
-    factored, at = None, torch.arange(len(mu), device=mu.device)
-    unstable = torch.zeros_like(undecided)
+    # the matrices that are not inverted yet, as indices among all
+    remaining, unstable, factored = torch.arange(len(mu), device=mu.device), torch.zeros_like(undecided), None
     if S.rows == S.columns and not S.elementwise and not bool(mu.any()):
-        factored = _lu_factors(matrices, size.flatten(), 2 * rcond * norm_bound)
-        at, matrices, unstable = factored.at, factored.matrices, factored.unstable
-        mu, norm_bound = mu[at], norm_bound[at]
-    some = torch.arange(len(mu), device=mu.device)
+        factored = _lu_factors(matrices, norms.flatten(), 2 * rcond * norm_bound)
+        remaining, matrices, unstable = factored.remaining, factored.matrices, factored.unstable
+        mu, norm_bound = mu[remaining], norm_bound[remaining]
     if min(S.rows, S.columns) == 1 or not len(matrices):
-        inverse = matrices.mT.new_empty(matrices.mT.shape)
-    else:  # square ones are overwritten
-        inverse = matrices if S.rows == S.columns else matrices.mT.new_empty(matrices.mT.shape)
-        refused = []
-        for part in chunks(matrices):
-            found, amplification = _inverse_by_elimination(matrices[part], mu[part])
-            smallest = 1 / frobenius(found)  # a lower bound of the smallest singular value
-            accepted = (amplification * eps <= rtol) & ((mu[part] > 0) | (smallest > 2 * rcond * norm_bound[part]))
-            others = (~accepted | unstable[part]).nonzero().flatten()
-            refused.append((others + part.start, matrices[part][others]))
-            inverse[part] = found
-        some, matrices = map(torch.cat, zip(*refused, strict=True))
-        mu, norm_bound = mu[some], norm_bound[some]
+        inverse, needs_svd = matrices.mT.new_empty(matrices.mT.shape), torch.arange(len(mu), device=mu.device)
+    else:
+        inverse, needs_svd, matrices = _eliminate(matrices, mu, 2 * rcond * norm_bound, unstable, rtol)
+        mu, norm_bound = mu[needs_svd], norm_bound[needs_svd]
     if len(matrices):
-        todo = at[some]
-        zero, norm, exact = (mu == 0).unsqueeze(-1), per_matrix(norm_from_below)[todo], False
-        while True:
-            cutoff, margin = rcond * norm.unsqueeze(-1), ROUNDING * eps * norm_bound.unsqueeze(-1)
-            found, values = _inverse_by_svd(matrices, mu, torch.where(zero, cutoff, -1.0))
-            near = (
-                zero
-                & (cutoff > 0)
-                & (values >= cutoff - margin)
-                & (values <= rcond * norm_bound.unsqueeze(-1) + margin)
-            )
-            if exact or not bool(near.any()):
-                break
-            norm = norm_bound = per_matrix(singular_values_by_frequency(symbol().matrices))[todo]
-            exact = True
-        inverse[some], undecided[todo] = found, near.any(-1)
-        rank[todo] = (values > torch.where(zero, cutoff, -1.0)).sum(-1).to(rank)
+        decided = remaining[needs_svd]
+        inverse[needs_svd], rank[decided], undecided[decided] = _decompose(
+            matrices,
+            mu,
+            rcond,
+            (per_matrix(norm_from_below)[decided], norm_bound),
+            lambda: per_matrix(singular_values_by_frequency(symbol().matrices))[decided],
+        )
     weights = S.grid.weights(rank.device, rank.dtype).flatten()
     return FrequencyInverse(
         FrequencyMatrices(S.grid, inverse.reshape(*S.matrices.shape[:-2], S.columns, S.rows))
         if factored is None
-        else FactoredInverse(S.grid, factored.factors, factored.pivots, at, inverse),
+        else FactoredInverse(S.grid, factored.factors, factored.pivots, remaining, inverse),
         (rank.reshape(items, -1, len(weights)) * weights).sum((-2, -1)).long(),
         undecided.reshape(items, -1).any(-1),
         norm_from_below,
-        largest,
+        largest_norm,
     )
 
 
@@ -202,56 +192,106 @@ class _Factors:
     Attributes:
         factors: the factors.
         pivots: their row exchanges.
-        at: the indices of the matrices that may have a smaller singular value, or whose factors are inaccurate.
+        remaining: the indices of the matrices that may have a smaller singular value, or whose factors are inaccurate.
         matrices: these matrices.
         unstable: which of them have inaccurate factors.
     """
 
     factors: Tensor
     pivots: Tensor
-    at: Tensor
+    remaining: Tensor
     matrices: Tensor
     unstable: Tensor
 
 
-def _lu_factors(S: Tensor, size: Tensor, least: Tensor, *, chance: float = 1e-8) -> _Factors:
+def _lu_factors(S: Tensor, norms: Tensor, least: Tensor) -> _Factors:
     """Factorise square matrices by LU, and find those that need an SVD.
 
-    The inverses times two random vectors estimate the norms of the inverses, and the residuals show whether the
-    elimination was stable.
+    The inverses times two random vectors estimate the norms of the inverses, so that a matrix with a smaller singular
+    value is overlooked with a probability of 1e-8, and the residuals show whether the elimination was stable.
 
     Args:
         S: ``(matrices, size, size)``; the factors take its memory.
-        size: the Frobenius norms of the matrices.
+        norms: the Frobenius norms of the matrices.
         least: the bound that the smallest singular value of each has to exceed.
-        chance: the probability that a matrix with a smaller one is not found.
 
     Source:
         Dixon, "Estimating extremal eigenvalues and condition numbers of matrices", SIAM J. Numer. Anal. 20 (1983).
     """
     factors, pivots = S.mT, torch.empty(S.shape[:-1], dtype=torch.int32, device=S.device)  # LAPACK's order
     probes = torch.randn(S.shape[-1], 2, dtype=torch.complex128, generator=torch.Generator().manual_seed(0)).to(S)
-    rounding = ROUNDING * S.shape[-1] * torch.finfo(size.dtype).eps
-    doubted = []
+    rounding = ROUNDING * S.shape[-1] * torch.finfo(norms.dtype).eps
+    rejected = []
     for part in chunks(S):
         matrices = S[part].clone()
         _, pivots[part], _ = lu_factor_in_place(factors[part].copy_(matrices))
         found = torch.linalg.lu_solve(factors[part], pivots[part], probes.expand(len(matrices), -1, -1))
         lengths = torch.linalg.vector_norm(found, dim=-2)
-        # For a unit vector v and a probe z, |v^H z| < d has probability d^2; for both probes d^4.
-        safe = chance**0.25 / lengths.amax(-1) > least[part]
+        # For a unit vector v and a probe z, |v^H z| < d has probability d^2; for both probes d^4, here 1e-8.
+        regular = 0.01 / lengths.amax(-1) > least[part]
         residual = torch.linalg.vector_norm((matrices @ found).sub_(probes), dim=-2)
-        accurate = (residual <= rounding * size[part].unsqueeze(-1) * lengths).all(-1)
-        at = (~(safe & accurate)).nonzero().flatten()
-        doubted.append((at + part.start, matrices[at], ~accurate[at]))
-    return _Factors(factors, pivots, *map(torch.cat, zip(*doubted, strict=True)))
+        accurate = (residual <= rounding * norms[part].unsqueeze(-1) * lengths).all(-1)
+        rejected_here = (~(regular & accurate)).nonzero().flatten()
+        rejected.append((rejected_here + part.start, matrices[rejected_here], ~accurate[rejected_here]))
+    return _Factors(factors, pivots, *map(torch.cat, zip(*rejected, strict=True)))
 
 
-def chunks(matrices: Tensor) -> Iterator[slice]:
-    """A bounded number of matrices at a time, for the work memory: four arrays of their size at once."""
-    chunk_bytes = WORK_BYTES // 4 if matrices.device.type == "cpu" else 2**27
-    step = max(1, chunk_bytes // (matrices.shape[1:].numel() * matrices.element_size()))
-    return (slice(start, start + step) for start in range(0, len(matrices), step))
+def _eliminate(S: Tensor, mu: Tensor, least: Tensor, unstable: Tensor, rtol: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Invert matrices by elimination, and find those whose inverses are inaccurate or that may lack full rank.
+
+    Args:
+        S: ``(matrices, rows, columns)``; square ones are overwritten.
+        mu: the damping of each.
+        least: the bound that the smallest singular value of each has to exceed where mu is 0.
+        unstable: the matrices that are rejected in any case.
+        rtol: the relative error of the gradient that the answer may have by rounding.
+
+    Returns:
+        The inverses ``(matrices, columns, rows)``, the indices of the rejected matrices, and these matrices.
+    """
+    inverse = S if S.shape[-2] == S.shape[-1] else S.mT.new_empty(S.mT.shape)
+    eps = torch.finfo(mu.dtype).eps
+    rejected = []
+    for part in chunks(S):
+        found, amplification = _inverse_by_elimination(S[part], mu[part])
+        smallest = 1 / frobenius(found)  # a lower bound of the smallest singular value
+        accepted = (amplification * eps <= rtol) & ((mu[part] > 0) | (smallest > least[part])) & ~unstable[part]
+        rejected_here = (~accepted).nonzero().flatten()
+        rejected.append((rejected_here + part.start, S[part][rejected_here]))
+        inverse[part] = found
+    indices, matrices = map(torch.cat, zip(*rejected, strict=True))
+    return inverse, indices, matrices
+
+
+def _decompose(
+    S: Tensor, mu: Tensor, rcond: float, norms: tuple[Tensor, Tensor], exact_norm: Callable[[], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Invert matrices by singular values, and decide their ranks.
+
+    The norm of A, to which rcond is relative, is computed only if some singular value lies between its two bounds.
+
+    Args:
+        S: ``(matrices, rows, columns)``.
+        mu: the damping of each.
+        rcond: where mu is 0, singular values up to ``rcond`` times the norm of A count as zero.
+        norms: bounds of the norm of A, from below and from above, for each matrix.
+        exact_norm: computes the norm.
+
+    Returns:
+        The inverses ``(matrices, columns, rows)``, the rank of each, and whether rounding decides that.
+    """
+    undamped, eps = (mu == 0).unsqueeze(-1), torch.finfo(mu.dtype).eps
+    lower, upper = (norm.unsqueeze(-1) for norm in norms)
+    for exact in (False, True):
+        if exact:
+            lower = upper = exact_norm().unsqueeze(-1)
+        cutoff = torch.where(undamped, rcond * lower, -1.0)
+        inverse, values = _inverse_by_svd(S, mu, cutoff)
+        margin = ROUNDING * eps * upper
+        near = (cutoff > 0) & (values >= cutoff - margin) & (values <= rcond * upper + margin)
+        if not bool(near.any()):
+            break
+    return inverse, (values > cutoff).sum(-1).to(mu), near.any(-1)
 
 
 def _inverse_by_elimination(S: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
@@ -263,10 +303,10 @@ def _inverse_by_elimination(S: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
         return inverse, frobenius(S) * frobenius(inverse)
     gram = S @ S.mH if rows < columns else S.mH @ S
     gram.diagonal(dim1=-2, dim2=-1).add_(mu.unsqueeze(-1))
-    size = frobenius(gram)
-    inverse = hermitian_inverse(gram.contiguous())
+    norm = frobenius(gram)
+    inverse = hermitian_inverse_(gram.contiguous())
     # Where S is rank-deficient, rounding in the gradient is amplified by the square of this condition number.
-    amplification = (size * frobenius(inverse)).square()
+    amplification = (norm * frobenius(inverse)).square()
     return (S.mH @ inverse if rows < columns else inverse @ S.mH), amplification
 
 
@@ -301,32 +341,3 @@ def _inverse_or_zero(values: Tensor, keep: Tensor) -> Tensor:
     """``1 / values`` where ``keep`` is true and the value is positive, else 0."""
     keep = keep & (values > 0)
     return torch.where(keep, values, 1).reciprocal() * keep
-
-
-def invert_with_penalty(S: FrequencyMatrices, mu: Tensor, penalty: FrequencyMatrices) -> Tensor:
-    """``(S^H S + mu P^H P)^-1 S^H`` with the symbol P of a penalty.
-
-    Raises:
-        ShapeError: a penalty on another grid.
-        ArgumentError: mu is 0 somewhere.
-        MethodError: S and P vanish on a common subspace.
-    """
-    if penalty.grid.sizes != S.grid.sizes or penalty.grid.real != S.grid.real or penalty.columns != S.columns:
-        raise ShapeError(
-            f"penalty: {penalty.columns} columns on grid {penalty.grid.sizes} do not fit the symbol of A, "
-            f"{S.columns} columns on grid {S.grid.sizes} ({'real' if S.grid.real else 'complex'})"
-        )
-    if bool((mu == 0).any()):
-        raise ArgumentError("damp: a penalty needs damp > 0; without damping the answer does not depend on it")
-    P = penalty.matrices.to(S.matrices.dtype)
-    mu = mu.reshape(-1, *(1 for _ in S.matrices.shape[1:]))
-    normal = S.matrices.mH @ S.matrices + mu * (P.mH @ P)
-    scale = normal.diagonal(dim1=-2, dim2=-1).real.sum(-1)
-    inverse = hermitian_inverse(normal.contiguous())
-    condition = scale * inverse.diagonal(dim1=-2, dim2=-1).real.sum(-1)
-    if not bool((condition * torch.finfo(scale.dtype).eps < 1e-2).all()):
-        raise MethodError(
-            "penalty: A and L vanish on a common subspace (at some frequency both symbols do), so the minimiser is not "
-            "unique; add damping of the identity or use a Krylov method (lsqr), which gives the minimum-norm one"
-        )
-    return inverse @ S.matrices.mH

@@ -1,7 +1,7 @@
-r"""Norms, condition numbers, singular values and determinants: exact where the operator is block-circulant.
+r"""Norms, condition numbers and singular values: exact where the operator is block-circulant.
 
 The singular values of a block-circulant operator are those of its symbol, all frequencies together: Sedghi, Gupta,
-Long, "The singular values of convolutional layers", ICLR 2019. Sums over them give determinants and traces.
+Long, "The singular values of convolutional layers", ICLR 2019.
 """
 
 from __future__ import annotations
@@ -13,19 +13,18 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ConvergenceWarning, MethodError
+from lsconv.factored.dense_svd import DENSE_ENTRIES
 from lsconv.factored.kronecker import separable_singular_values
-from lsconv.factored.singular_values import DENSE_ENTRIES
-from lsconv.fourier.batched_linalg import log_abs_det
-from lsconv.fourier.circulant import block_circulant, circulant_embedding, double_symbol, real_dtype
+from lsconv.fourier.circulant import block_circulant, circulant_embedding, double_symbol
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.frequency_inverse import singular_values_by_frequency
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import double
+from lsconv.operators.dtypes import double, real_dtype
 
-__all__ = ["circulant_logdet", "cond", "gram_inverse_trace", "gram_logdet", "norm", "singular_values"]
+__all__ = ["cond", "norm", "singular_values"]
 
 
 @torch.no_grad()
@@ -116,7 +115,7 @@ def norm(A: LinearOperator, *, rtol: float | None = None, max_iter: int = 500) -
     return _golub_kahan_norm(A, rtol, max_iter).to(dtype)
 
 
-def _golub_kahan_norm(A: LinearOperator, rtol: float, max_iter: int, check_every: int = 10) -> Tensor:
+def _golub_kahan_norm(A: LinearOperator, rtol: float, max_iter: int) -> Tensor:
     """Estimate the norm of A, per item, by Golub-Kahan bidiagonalisation to a relative residual of ``rtol``."""
     batch, item = A.batch_shape, tuple(range(len(A.batch_shape), len(A.batch_shape) + len(A.in_shape)))
     out_item = tuple(range(len(batch), len(batch) + len(A.out_shape)))
@@ -137,7 +136,7 @@ def _golub_kahan_norm(A: LinearOperator, rtol: float, max_iter: int, check_every
     for k in range(1, max_iter + 1):
         v, beta = unit(A.adjoint(u) - over_items(alphas[-1].to(real), len(item)) * v, item)
         betas.append(beta)
-        if k % check_every == 0 or k == max_iter or k >= min(A.in_numel, A.out_numel):
+        if k % 10 == 0 or k == max_iter or k >= min(A.in_numel, A.out_numel):  # the SVD is not taken in every step
             bidiagonal = torch.diag_embed(torch.stack(alphas, -1))
             if k > 1:
                 bidiagonal = bidiagonal + torch.diag_embed(torch.stack(betas[:-1], -1), offset=1)
@@ -194,95 +193,3 @@ def cond(A: LinearOperator) -> Tensor:
         )
     largest, smallest = values[..., 0], values[..., -1]
     return torch.where(smallest > 0, largest / smallest, math.inf).to(dtype)
-
-
-@torch.no_grad()
-def circulant_logdet(A: Convolution) -> Tensor:
-    r""":math:`\log |\det A|` of a square block-circulant convolution, :math:`\sum_\omega \log |\det S(\omega)|`.
-
-    Args:
-        A: a block-circulant convolution with ``in_numel == out_numel``.
-
-    Returns:
-        Real tensor of shape ``A.batch_shape``; -inf when A is singular (up to rounding).
-
-    Raises:
-        MethodError: A is not block-circulant, or not square.
-
-    Source:
-        Hoogeboom, van den Berg, Welling, "Emerging convolutions for generative normalizing flows", ICML 2019, section
-        3.2.
-
-    Example:
-        >>> A = lsconv.Conv1d(torch.tensor([[[0.0, 2.0, 0.0]]]), in_size=4, padding=1, padding_mode="circular")
-        >>> lsconv.fourier.spectrum.circulant_logdet(A).exp()
-        tensor(16.)
-    """
-    embedding, S = _circulant(A, "circulant_logdet")
-    if S.rows != S.columns or A.in_numel != A.out_numel:
-        raise MethodError(
-            f"logdet: A maps {A.in_numel} to {A.out_numel} numbers, it has no determinant; use gram_logdet(A, damp)"
-        )
-    weights = S.grid.weights(A.device, torch.float64)
-    values: Tensor = log_abs_det(S.matrices) * weights
-    return values.reshape(*embedding.batch_shape, -1).sum(-1).to(real_dtype(A.dtype))
-
-
-@torch.no_grad()
-def gram_logdet(A: Convolution, damp: float | Tensor) -> Tensor:
-    r""":math:`\log\det(AA^H + \mathrm{damp}^2 I)` of a block-circulant convolution.
-
-    Args:
-        A: a block-circulant convolution.
-        damp: positive, a number or a tensor that broadcasts with ``A.batch_shape``.
-
-    Returns:
-        Real tensor, the broadcast shape of ``A.batch_shape`` and damp.
-
-    Raises:
-        MethodError: A is not block-circulant.
-        ArgumentError: damp is not positive.
-
-    Example:
-        >>> A = lsconv.Conv1d(torch.tensor([[[0.0, 2.0, 0.0]]]), in_size=4, padding=1, padding_mode="circular")
-        >>> lsconv.fourier.spectrum.gram_logdet(A, damp=1.0).exp().round()
-        tensor(625.)
-    """
-    values, missing = _gram_eigenvalues(A, damp)
-    return (values.log().sum(-1) + missing.log() * (A.out_numel - values.shape[-1])).to(real_dtype(A.dtype))
-
-
-@torch.no_grad()
-def gram_inverse_trace(A: Convolution, damp: float | Tensor) -> Tensor:
-    r""":math:`\operatorname{tr} (AA^H + \mathrm{damp}^2 I)^{-1}` of a block-circulant convolution.
-
-    With it the trace of the Tikhonov influence matrix is :math:`m - \mathrm{damp}^2 \operatorname{tr}(AA^H +
-    \mathrm{damp}^2)^{-1}`, which is what generalised cross-validation needs.
-
-    Args:
-        A: a block-circulant convolution.
-        damp: positive, a number or a tensor that broadcasts with ``A.batch_shape``.
-
-    Returns:
-        Real tensor, the broadcast shape of ``A.batch_shape`` and damp.
-
-    Raises:
-        MethodError: A is not block-circulant.
-        ArgumentError: damp is not positive.
-
-    Example:
-        >>> A = lsconv.Conv1d(torch.tensor([[[0.0, 2.0, 0.0]]]), in_size=4, padding=1, padding_mode="circular")
-        >>> lsconv.fourier.spectrum.gram_inverse_trace(A, damp=1.0)
-        tensor(0.8000)
-    """
-    values, missing = _gram_eigenvalues(A, damp)
-    return (values.reciprocal().sum(-1) + (A.out_numel - values.shape[-1]) / missing).to(real_dtype(A.dtype))
-
-
-def _gram_eigenvalues(A: Convolution, damp: float | Tensor) -> tuple[Tensor, Tensor]:
-    """The eigenvalues ``sigma^2 + damp^2`` of ``A A^H + damp^2``, and ``damp^2``, that on the null space of ``A^H``."""
-    mu = torch.as_tensor(damp, dtype=torch.float64, device=A.device).square()
-    if not bool((mu > 0).all()):
-        raise ArgumentError(f"damp: expected positive numbers, got {damp}")
-    values = _double_singular_values(A, "gram").square()
-    return values + mu.unsqueeze(-1), mu

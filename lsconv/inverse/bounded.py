@@ -297,7 +297,7 @@ def _search(
 
 
 def _minimise_on_face(f: _Quadratic, state: _State, free: Tensor, M: LinearOperator | None, steps: int = 40) -> Tensor:
-    """Conjugate gradients for ``Q d = -g`` on the free entries, until a tenth of g is left there."""
+    """Solve ``Q d = -g`` on the free entries by conjugate gradients, until a tenth of g is left there."""
     space = f.space
     r = torch.where(free, -state.gradient, 0)
     d = torch.zeros_like(r)

@@ -102,9 +102,9 @@ def _reasons(plan: Plan) -> list[str]:
 
 def _outlook(inverse: BorderInverse) -> str:
     """Say whether the border is factorised or iterated on, with both costs in iterations."""
-    if inverse.direct is not None:
+    if inverse.direct is not None or inverse.dense is not None:
         return "its factors are made"
-    cost, expected, fits = inverse.forecast(inverse.embedding.batch_shape)
+    cost, expected, fits = inverse.policy.forecast(1)
     if not fits:
         return "the factors of the border do not fit in memory: it is iterated on"
     how = "are made at once" if cost <= expected else "are made when iterations have cost as much"

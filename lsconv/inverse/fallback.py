@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lsconv.border.plan import BorderPlan
 from lsconv.errors import MethodError, PlanMemoryError, unreported
-from lsconv.factored.singular_values import SingularValuePlan
+from lsconv.factored.dense_svd import SingularValuePlan
 from lsconv.inverse.plans.adjoint_plan import AdjointPlan
 from lsconv.inverse.plans.certified_lsmr import CertifiedLsmrPlan
 from lsconv.inverse.plans.dense_stack import DenseStack

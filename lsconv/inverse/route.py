@@ -11,15 +11,15 @@ from torch import Tensor
 
 from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.plan import BorderPlan
-from lsconv.border.reflected_padding import Mirror
+from lsconv.border.reflected_padding import CopiedPadding
 from lsconv.border.stacked_plan import StackedPlan
 from lsconv.errors import ArgumentError, DtypeError, MethodError, PlanMemoryError, warn
 from lsconv.factored.axis_channels import AxisAsChannels
-from lsconv.factored.singular_values import SingularValuePlan
+from lsconv.factored.dense_svd import SingularValuePlan
+from lsconv.fourier.circulant import FourierPlan
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.adjoint_plan import AdjointPlan
 from lsconv.inverse.plans.composed import measured_rows, reduced, transposed, trimmed, varying
-from lsconv.inverse.plans.fourier_plan import FourierPlan
 from lsconv.inverse.plans.krylov_choice import krylov_plan
 from lsconv.inverse.plans.krylov_plan import KRYLOV, KrylovPlan, KrylovStack
 from lsconv.inverse.plans.lsmr_then_border import lsmr_then_border
@@ -300,17 +300,17 @@ def _first(A: LinearOperator, request: PlanRequest) -> Any:
 
 def _is_embedded(A: LinearOperator) -> bool:
     """Tell whether A is a convolution that truncates a block-circulant operator."""
-    return isinstance(A, Convolution) and Embedding.exists(A)
+    return isinstance(A, Convolution) and Embedding.serves(A)
 
 
 def _is_circulant(A: LinearOperator) -> bool:
     """Tell whether A is a convolution whose circulant nothing crops."""
-    return isinstance(A, Convolution) and Embedding.exists(A) and Embedding(A).is_circulant
+    return isinstance(A, Convolution) and Embedding.serves(A) and Embedding(A).is_circulant
 
 
 def _copied_padding_serves(A: LinearOperator, request: PlanRequest) -> bool:
     """Tell whether reflect or replicate padding is better served by the border than by LSMR."""
-    if not (isinstance(A, Convolution) and Mirror.exists(A) and request.damped):
+    if not (isinstance(A, Convolution) and CopiedPadding.serves(A) and request.damped):
         return False
     return A.ndim <= 2 and (A.c_in + A.c_out) // A.groups <= _COPIED_PADDING_CHANNELS
 

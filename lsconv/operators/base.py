@@ -2,8 +2,7 @@
 
 A maps ``in_shape`` to ``out_shape``. Both are shapes of *one* item: every tensor may carry any batch dimensions in
 front, and an operator built from one kernel per batch item has a ``batch_shape`` of its own, which broadcasts with
-them.
-The adjoint is taken in the standard inner product ``<u, v> = sum(conj(u) * v)`` over the item's dimensions.
+them. The adjoint is taken in the standard inner product ``<u, v> = sum(conj(u) * v)`` over the item's dimensions.
 """
 
 from __future__ import annotations
@@ -364,7 +363,7 @@ def _is_scalar(value: Any) -> bool:
     return isinstance(value, (numbers.Number, Tensor))
 
 
-# Most attributes; torch's classes and abstract ones are slow to ask of whom they are.
+# The types of most attributes, looked up first, because isinstance is slow for tensors and abstract classes.
 _PLAIN = frozenset({bool, int, float, str, torch.dtype, torch.device, type(None)})
 
 

@@ -11,7 +11,7 @@ kernel, of exactly the input's size, followed by the adjoint of the padding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import torch
@@ -28,11 +28,12 @@ from lsconv.operators.fft_convolution import FrequencyGrid
 from lsconv.operators.modules import PlainModule, TransposedModule, check_module, convolution_arguments
 from lsconv.operators.padding import check_pairs
 from lsconv.operators.padding_modes import MODES
+from lsconv.operators.transforms import cached, may_cache
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Conv1d", "Conv2d", "Conv3d", "Convolution", "may_cache", "module_convolution", "norm_bound"]
+__all__ = ["Conv1d", "Conv2d", "Conv3d", "Convolution", "module_convolution", "norm_bound"]
 
 _BACKENDS = ("auto", "direct", "fft")
 _HALF = (torch.float16, torch.bfloat16)
@@ -198,7 +199,7 @@ class Convolution(LinearOperator):
         if self._uses_fft(len(items), transposed=True):
             x = self._grid.adjoint(items, self._spectrum())
         elif self._flips:
-            flipped = self._cached("flipped", lambda: self._direct.flipped(weight, groups))
+            flipped = cached(self, "flipped", [self.weight], lambda: self._direct.flipped(weight, groups))
             x = self._direct.adjoint_by_flipped(items, flipped, groups)
         else:
             x = self._direct.adjoint(items, weight, groups)
@@ -207,8 +208,9 @@ class Convolution(LinearOperator):
     @property
     def _flips(self) -> bool:
         """Tell whether the adjoint is computed as a convolution with the flipped kernels, the same sums."""
-        few = self.dtype.to_real() != torch.float64 or self.c_out <= self.c_in
-        return self.device.type == "cpu" and self._direct.reversible and few
+        # in float64 torch copies a column for every tap and input channel, of which the flipped convolution has c_out
+        pays = self.dtype.to_real() != torch.float64 or self.c_out <= self.c_in
+        return self.device.type == "cpu" and self._direct.reversible and pays
 
     @property
     def _grid(self) -> FrequencyGrid:
@@ -228,8 +230,8 @@ class Convolution(LinearOperator):
         key = (items, transposed, may_cache(self.weight))
         choices: dict[tuple[int, bool, bool], bool] = self.__dict__.setdefault("_cached_choices", {})
         if key not in choices:
-            cost, cached = self._cost, key[2]
-            by_fft = cost.by_fft(items, self._grid.grid, cached=cached)
+            cost = self._cost
+            by_fft = cost.by_fft(items, self._grid.grid, cached=key[2])
             choices[key] = by_fft < cost.direct(items, transposed=transposed)
         return choices[key]
 
@@ -251,18 +253,7 @@ class Convolution(LinearOperator):
         """The symbol of the kernels."""
         weight, groups = self._grouped_weight()
         weight = weight.reshape(groups, self.c_out // self.groups, *weight.shape[1:])
-        return self._cached("spectrum", lambda: self._grid.spectrum(weight))
-
-    def _cached(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """Return ``make()``, cached under ``name`` until the weight changes."""
-        if not may_cache(self.weight):
-            return make()
-        name = f"_cached_{name}"
-        cached: tuple[Tensor, int, Tensor] | None = self.__dict__.get(name)
-        if cached is None or cached[0] is not self.weight or cached[1] != self.weight._version:
-            cached = (self.weight, self.weight._version, make())
-            self.__dict__[name] = cached
-        return cached[2]
+        return cached(self, "spectrum", [self.weight], lambda: self._grid.spectrum(weight))
 
     # ------------------------------------------------------------------ a kernel per batch item
 
@@ -366,17 +357,6 @@ def module_convolution(
     if outputs in (None, C.spatial_out):
         return C
     return Crop(C.out_shape, (0,) * C.ndim, outputs, dtype=C.dtype, device=C.device) @ C
-
-
-def may_cache(weight: Tensor) -> bool:
-    """Tell whether a tensor computed from ``weight`` may be cached.
-
-    Not while autograd follows the weight, nor for inference tensors, which do not count their changes and cannot
-    enter a graph later, nor while torch.compile traces, which cannot see either.
-    """
-    if torch.compiler.is_compiling() or (weight.requires_grad and torch.is_grad_enabled()):
-        return False
-    return not (weight.is_inference() or torch.is_inference_mode_enabled())
 
 
 def norm_bound(A: Convolution) -> Tensor:

@@ -22,6 +22,7 @@ __all__ = [
     "double",
     "for_dtype",
     "of_one_dtype",
+    "real_dtype",
     "remedy",
 ]
 
@@ -89,6 +90,17 @@ def remedy(name: str, given: torch.dtype, other: str, operator_dtype: torch.dtyp
 def double(dtype: torch.dtype) -> torch.dtype:
     """The double-precision dtype of the same kind, real or complex."""
     return torch.complex128 if dtype.is_complex else torch.float64
+
+
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of norms and singular values: float32 or float64.
+
+    Raises:
+        DtypeError: for half precision, which torch's FFTs and factorisations do not serve.
+    """
+    if dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
+        raise DtypeError(f"dtype: {dtype} operators can be applied, not inverted; convert with A.to(torch.float32)")
+    return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
 
 
 def canonical_device(device: torch.device | str) -> torch.device:

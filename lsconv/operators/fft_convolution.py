@@ -102,8 +102,8 @@ class FrequencyGrid:
     Attributes:
         grid: cells per axis.
         source: size of the tensor that is transformed: the inputs' size, or that of the padded inputs.
-        before: padding done before the transform, ``(left, right)`` per axis.
-        mode: mode of the padding done before.
+        padding: padding done before the transform, ``(left, right)`` per axis.
+        mode: mode of that padding.
         shift: left padding per axis that needs no cells, because reads wrap around to zeros or to the other side.
         dense: number of outputs per axis at stride 1.
         stride: step between outputs.
@@ -112,7 +112,7 @@ class FrequencyGrid:
 
     grid: tuple[int, ...]
     source: tuple[int, ...]
-    before: Pairs
+    padding: Pairs
     mode: str
     shift: tuple[int, ...]
     dense: tuple[int, ...]
@@ -141,13 +141,13 @@ class FrequencyGrid:
             ]
             grid = tuple(map(good_fft_length, needed))
             return cls(grid, spatial_in, nothing, mode, left, dense, stride, dilation)
-        before = cls(
+        explicit = cls(
             tuple(map(good_fft_length, padded)), padded, padding, mode, (0,) * len(left), dense, stride, dilation
         )
         if MODES[mode].periodic and all(max(d, e) <= n for d, e, n in zip(dense, extent, spatial_in, strict=True)):
-            exact = cls(spatial_in, spatial_in, nothing, mode, left, dense, stride, dilation)
-            return min(exact, before, key=lambda choice: transform_cost(choice.grid))
-        return before
+            wrapped = cls(spatial_in, spatial_in, nothing, mode, left, dense, stride, dilation)
+            return min(wrapped, explicit, key=lambda choice: transform_cost(choice.grid))
+        return explicit
 
     def spectrum(self, weight: Tensor) -> Tensor:
         """The symbol of every kernel on the grid.
@@ -189,7 +189,7 @@ class FrequencyGrid:
     def _apply(self, x: Tensor, spectrum: Tensor) -> Tensor:
         """Compute :meth:`apply` for all items at once."""
         groups, c_out, c_in = spectrum.shape[:3]
-        x = pad(x, self.before, self.mode)
+        x = pad(x, self.padding, self.mode)
         frequencies = self._transform(x.reshape(x.shape[0], groups, c_in, *self.source))
         dense = inverse_transform(_multiply(spectrum, frequencies), self.grid, real=not x.is_complex())
         y = dense[_window(self.dense, self.stride)]
@@ -212,7 +212,7 @@ class FrequencyGrid:
         )
         x = x[_window(self.source, (1,) * len(self.source))]
         x = x.reshape(y.shape[0], groups * c_in, *self.source)
-        return pad_adjoint(x, self.before, self.mode)
+        return pad_adjoint(x, self.padding, self.mode)
 
     def _transform(self, x: Tensor) -> Tensor:
         transform = torch.fft.fftn if x.is_complex() else torch.fft.rfftn

@@ -94,7 +94,9 @@ def as_operator(
         C = Convolution.from_module(function, shape[1:]).to(A.device, A.dtype)
         with torch.no_grad():
             x = _random(1, shape, A.dtype, A.device)
-            if _differ(C(x), A(x)) <= _tolerance(A.dtype):  # a subclass or a hook may compute something else
+            if _relative_difference(C(x), A(x)) <= _tolerance(
+                A.dtype
+            ):  # a subclass or a hook may compute something else
                 return C
     return A
 
@@ -149,7 +151,7 @@ def _tolerance(dtype: torch.dtype) -> float:
     return min(1000 * torch.finfo(dtype).eps, 0.1)
 
 
-def _differ(a: Tensor, b: Tensor) -> float:
+def _relative_difference(a: Tensor, b: Tensor) -> float:
     """The relative difference ``||a - b|| / max(||a||, ||b||)``."""
     size = torch.maximum(torch.linalg.vector_norm(a), torch.linalg.vector_norm(b))
     return float(torch.linalg.vector_norm(a - b) / size) if size > 0 else 0.0
@@ -167,7 +169,7 @@ def _check_linear(
     tolerance = _tolerance(dtype)
     u, v = x[:1], x[1:]
     fu, fv, f0 = f(u), f(v), f(torch.zeros_like(u))
-    alone = _differ(torch.cat([fu, fv]), y)
+    alone = _relative_difference(torch.cat([fu, fv]), y)
     if not alone <= tolerance:
         raise ArgumentError(
             f"function: a batch of two items gives other values than the items alone, by {alone:.0e} of them: it mixes "
@@ -181,7 +183,7 @@ def _check_linear(
     if dtype.is_complex:
         tests.append(("f(1j u) and 1j f(u)", 1j * u, 1j * (fu - f0) + f0))
     for name, point, expected in tests:
-        wrong = _differ(f(point), expected)
+        wrong = _relative_difference(f(point), expected)
         if not wrong <= tolerance:
             raise ArgumentError(
                 f"function: it is not linear: {name}, of random u and v, differ by {wrong:.0e} of them. Of a function "

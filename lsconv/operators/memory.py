@@ -11,13 +11,13 @@ from lsconv.errors import ArgumentError, PlanMemoryError
 __all__ = ["allowed_bytes", "check_fits", "free_bytes"]
 
 
-def check_fits(needed: int, allowed: int, what: object, method: str = "border") -> None:
+def check_fits(needed: int, allowed: int, subject: object, method: str = "border") -> None:
     """Refuse a plan that needs more bytes than are allowed.
 
     Args:
         needed: bytes of the plan.
         allowed: bytes that it may use.
-        what: the operator, for the message.
+        subject: the operator, or a part of its plan, for the message.
         method: the name of the method, for the message.
 
     Raises:
@@ -25,7 +25,7 @@ def check_fits(needed: int, allowed: int, what: object, method: str = "border") 
     """
     if needed > allowed:
         raise PlanMemoryError(
-            f'method="{method}": the plan for {what} needs about {needed:.3g} bytes, and {allowed:.3g} are allowed '
+            f'method="{method}": the plan for {subject} needs about {needed:.3g} bytes, and {allowed:.3g} are allowed '
             f'(memory_limit=). Use method="lsmr" with CirculantPreconditioner, which needs a few vectors, float32, or '
             f"solve groups of channels separately."
         )

@@ -79,7 +79,7 @@ class MeasuredRows:
         """``|scale|^2``, one per output of A."""
         return self.scale.abs().square()
 
-    def uniform(self) -> Tensor | None:
+    def uniform_weight(self) -> Tensor | None:
         """The weight of all measured outputs, one number or one per batch item; None where an item has several."""
         weights = self.weights.flatten(self.scale.ndim - len(self.core.out_shape))
         largest = weights.amax(-1)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import scipy.sparse as scipy_sparse
     import scipy.sparse.linalg as scipy_linalg
 
-__all__ = ["OperatorLike", "as_operator", "from_scipy", "to_scipy"]
+__all__ = ["OperatorLike", "from_scipy", "to_operator", "to_scipy"]
 
 # The types that every function accepts for A: an operator, a dense or sparse matrix, or SciPy's of either kind.
 OperatorLike: TypeAlias = (
@@ -188,7 +188,7 @@ class _Multiplication(torch.autograd.Function):
         return _Multiplication.apply(gradient, ctx.operator, not ctx.adjoint), None, None
 
 
-def as_operator(A: OperatorLike, name: str = "A") -> LinearOperator:
+def to_operator(A: OperatorLike, name: str = "A") -> LinearOperator:
     """Return an operator or matrix of any kind as a :class:`LinearOperator`.
 
     Args:
@@ -200,8 +200,8 @@ def as_operator(A: OperatorLike, name: str = "A") -> LinearOperator:
         ArgumentTypeError: ``A`` is none of these.
 
     Example:
-        >>> from lsconv.operators.scipy import as_operator
-        >>> as_operator(torch.eye(3))
+        >>> from lsconv.operators.scipy import to_operator
+        >>> to_operator(torch.eye(3))
         Dense((3,) -> (3,), torch.float32, cpu)
     """
     if isinstance(A, LinearOperator):

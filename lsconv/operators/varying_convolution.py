@@ -11,7 +11,7 @@ the windows have one size and are one batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,12 @@ from lsconv.errors import ArgumentError, ArgumentTypeError, DeviceError, DtypeEr
 from lsconv.operators.arguments import check_weight, positive_ints, resolve_padding, spatial_dimensions
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.checks import require_finite
-from lsconv.operators.convolution import Convolution, may_cache
+from lsconv.operators.convolution import Convolution
 from lsconv.operators.fft_convolution import short_fft_length, transform_cost
 from lsconv.operators.padding import check_pairs, pad, pad_adjoint
 from lsconv.operators.padding_modes import Pairs
-from lsconv.operators.transforms import transforming
-from lsconv.operators.windows import add_windows, placed, read_windows
+from lsconv.operators.transforms import cached, may_cache, transforming
+from lsconv.operators.windows import add_windows, read_windows, window_slices
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -236,7 +236,7 @@ class VaryingConvolution(LinearOperator):
                 stacked, self.spatial_in, padding=self.padding, padding_mode=self.padding_mode, check_finite=False
             )
 
-        return self._cached("whole", [self.kernels], make)
+        return cached(self, "whole", [self.kernels], make)
 
     def _weights_of_convolutions(self) -> Tensor:
         """The kernels ``(K, c_out, c_in, *kernel_size)``."""
@@ -246,11 +246,11 @@ class VaryingConvolution(LinearOperator):
         """The windows; None where they save nothing, or weights have derivatives, which zero weights have as well."""
         if not may_cache(self.weights) or transforming():
             return None
-        place = self._cached("place", [self.weights], self._place)
+        place = cached(self, "place", [self.weights], self._place)
         if place is None:
             return None
         starts, size = place
-        return self._cached("windows", [self.kernels, self.weights], lambda: self._make_windows(starts, size))
+        return cached(self, "windows", [self.kernels, self.weights], lambda: self._make_windows(starts, size))
 
     def _place(self) -> tuple[Tensor, tuple[int, ...]] | None:
         """The first cells ``(K, ndim)`` of the windows, and their size; None where they save nothing."""
@@ -284,20 +284,11 @@ class VaryingConvolution(LinearOperator):
             self._weights_of_convolutions(), padded_size if after else size, padding=0 if after else margins,
             check_finite=False,
         )  # fmt: skip
-        local_weights = torch.stack([part[slices] for part, slices in zip(weights, placed(starts, size), strict=True)])
+        inside = zip(weights, window_slices(starts, size), strict=True)
+        local_weights = torch.stack([weight[window] for weight, window in inside])
         return _Windows(
             core, local_weights.unsqueeze(1), starts, padded_size if after else size, size if after else padded_size
         )
-
-    def _cached(self, name: str, tensors: list[Tensor], make: Callable[[], Any]) -> Any:
-        """Return ``make()``, cached under ``name`` until one of the tensors changes."""
-        if not all(map(may_cache, tensors)):
-            return make()
-        name, state = f"_cached_{name}", [(t, t._version) for t in tensors]
-        cached = self.__dict__.get(name)
-        if cached is None or any(a is not b or v != w for (a, v), (b, w) in zip(cached[0], state, strict=True)):
-            cached = self.__dict__[name] = (state, make())
-        return cached[1]
 
     def __repr__(self) -> str:
         return (

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["add_windows", "placed", "read_windows"]
+__all__ = ["add_windows", "read_windows", "window_slices"]
 
 
-def placed(starts: Tensor, size: Sequence[int]) -> list[tuple[slice, ...]]:
+def window_slices(starts: Tensor, size: Sequence[int]) -> list[tuple[slice, ...]]:
     """The slices of windows that begin at ``starts``, ``(windows, axes)``."""
     return [tuple(slice(s, s + n) for s, n in zip(start, size, strict=True)) for start in starts.tolist()]
 
@@ -48,7 +48,7 @@ def add_windows(windows: Tensor, starts: Tensor, size: Sequence[int]) -> Tensor:
     """
     ndim = len(size)
     x = windows.new_zeros(*windows.shape[: -ndim - 2], windows.shape[-ndim - 1], *size)
-    for part, slices in zip(windows.unbind(-ndim - 2), placed(starts, windows.shape[-ndim:]), strict=True):
+    for part, slices in zip(windows.unbind(-ndim - 2), window_slices(starts, windows.shape[-ndim:]), strict=True):
         cells: tuple[Any, ...] = (..., *slices)
         x[cells] += part
     return x

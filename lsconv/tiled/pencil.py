@@ -19,7 +19,7 @@ from lsconv.border.normal_problem import NormalProblem, Request, least_shift
 from lsconv.border.penalty import Filter, Penalty
 from lsconv.border.truncated_circulant import TruncatedCirculant, truncated_circulant
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 from lsconv.operators.convolution import Convolution
 from lsconv.tiled.pencil_border import PencilBorder, PencilSystem, strip_cells
 from lsconv.tiled.pencil_grid import PencilGrid, share_size
@@ -48,16 +48,16 @@ class PencilInverse:
         shift = torch.tensor(0.0 if terms else damp, dtype=torch.float64, device=A.device)
         floor = least_shift(torch.float64, damped=True)
         request = Request(A, shift, floor, side="solution", penalty=Penalty.of_terms(A, terms, damp))
-        problem = NormalProblem(request, symbol=self.grid.symbol)
+        problem = NormalProblem(request, symbol_of=self.grid.symbol)
         problem.mu = ranks.maximum(problem.mu)  # the least shift depends on all frequencies, and so on all ranks
         parts, truncated = problem.circulant_parts, problem.truncated
-        self.form, self.groups, self.inverse, self.across = problem.form, A.groups, parts.inverse, parts.across
+        self.form, self.groups, self.inverse, self.to_border = problem.form, A.groups, parts.inverse, parts.to_border
         self.iterations, self.residual = 0, 0.0
-        self._rows, self._root = problem.symbol.rows, problem.shift.sqrt()[..., 0]
+        self._rows, self._root = problem.symbol.rows, problem.mu_for_matrices.sqrt()[..., 0]
         self.system: PencilSystem | None = None
         if self.form != "circulant":
             self.border = PencilBorder(self.grid, _positions(truncated), A.device)
-            self.system = PencilSystem(parts.system, self.border, definite=self.form != "saddle")
+            self.system = PencilSystem(parts.Q, self.border, definite=self.form != "saddle")
 
     def __call__(self, g: Tensor, tolerance: float, max_iter: int = 300) -> Tensor:
         """Apply the inverse to a field of which this rank has the rows ``g``, ``(channels, rows, *inputs)``.
@@ -83,18 +83,18 @@ class PencilInverse:
             z = self.inverse.block(rows, every)(border.spectrum(u)).add_(t[:, :, rows])
             return z.div_(self._root)
         t = self.inverse(spectrum)
-        b = border.gather(t if self.across is None else self.across(t))
-        b = b.neg() if self.across is None else b
+        b = border.gather(t if self.to_border is None else self.to_border(t))
+        b = b.neg() if self.to_border is None else b
         u, self.iterations, self.residual = self.system.solve(b, tolerance, max_iter)
         correction = border.spectrum(u)
-        if self.across is not None:
-            correction = self.across.H(correction)
+        if self.to_border is not None:
+            correction = self.to_border.H(correction)
         return t.add_(self.inverse(correction))
 
 
 def pencil_bytes(A: Convolution, terms: Sequence[Filter], damp: float, ranks: int) -> int | None:
     """Estimate the bytes on a rank, with the vectors of a solve; None where the inverse cannot be made."""
-    if A.ndim < 2 or not Embedding.exists(A):
+    if A.ndim < 2 or not Embedding.serves(A):
         return None
     truncated = _structure(A, terms, damp)
     grid, columns, rows = truncated.embedding.grid, truncated.symbol.columns, truncated.symbol.rows
@@ -120,7 +120,7 @@ def _structure(A: Convolution, terms: Sequence[Filter], damp: float) -> Truncate
         grid = Grid(tuple(1 for _ in embedding.grid), real=True)
         return FrequencyMatrices(grid, torch.zeros(shape, dtype=torch.complex128, device=A.device))
 
-    return truncated_circulant(A, (), Penalty.of_terms(A, terms, damp), symbol=symbol)
+    return truncated_circulant(A, (), Penalty.of_terms(A, terms, damp), symbol_of=symbol)
 
 
 def _positions(truncated: TruncatedCirculant) -> Any:

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsconv.border.system.krylov import Recycling, border_gmres
-from lsconv.border.truncated_circulant import Positions
-from lsconv.fourier.batched_linalg import DenseInverse, hermitian_inverse, indefinite_inverse
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.border.system.border_krylov import Recycling, border_gmres
+from lsconv.fourier.batched_linalg import DenseInverse, inverse_of_hermitian
+from lsconv.fourier.embedding import BorderPositions
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.tiled.pencil_grid import PencilGrid
 
 __all__ = ["PencilBorder", "PencilSystem", "strip_cells"]
@@ -61,7 +61,7 @@ class PencilBorder:
         size: entries of a vector; a cell where two strips cross has one in each, and the second is always zero.
     """
 
-    def __init__(self, grid: PencilGrid, positions: Positions, device: torch.device) -> None:
+    def __init__(self, grid: PencilGrid, positions: BorderPositions, device: torch.device) -> None:
         self.grid, self.positions, self.channels = grid, positions, len(positions)
         self.strips: list[Strip] = []
         for a in range(len(grid.sizes)):
@@ -230,7 +230,7 @@ class PencilSystem:
             found = found.narrow(share[0], share[1].start, share[1].stop - share[1].start)
         found = found.movedim((-2, -1), (1, 2))
         pairs = found[which.to(m.device), channel[:, None], channel[None, :]].movedim((0, 1), (-2, -1)).contiguous()
-        return hermitian_inverse(pairs) if self.definite else indefinite_inverse(pairs)
+        return inverse_of_hermitian(pairs, definite=self.definite)
 
     def _corner_block(self, max_unknowns: int) -> tuple[Tensor, Tensor, DenseInverse]:
         """The corner block: its unknowns, those of them that are corrected (restricted Schwarz), and its inverse."""
@@ -284,6 +284,6 @@ class PencilSystem:
         return sum(len(axes[0]) * lengths[1] + len(axes[1]) * lengths[0] for axes in self.border.positions)
 
 
-def strip_cells(positions: Positions, a: int) -> list[tuple[int, int]]:
+def strip_cells(positions: BorderPositions, a: int) -> list[tuple[int, int]]:
     """The border positions along an axis, as (channel, position)."""
     return [(channel, place) for channel, axes in enumerate(positions) for place in axes[a]]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.fft_convolution import plane_waves
 from lsconv.tiled.ranks import Ranks, rows_of

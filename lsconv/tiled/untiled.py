@@ -13,7 +13,7 @@ from lsconv.border.cost_model import plan_bytes
 from lsconv.border.penalty import Filter, Penalty
 from lsconv.border.plan import BorderPlan
 from lsconv.border.stacked_plan import StackedPlan
-from lsconv.fourier.circulant import CirculantPlan
+from lsconv.fourier.circulant import FourierPlan
 from lsconv.fourier.embedding import Embedding
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -63,12 +63,12 @@ class UntiledPlan:
             if self.terms:
                 L = None if self.L is None else self.L.to(dtype=A.dtype)
                 self._plan = StackedPlan(A, L, self.damp, memory_limit=self.max_memory)  # type: ignore[arg-type]
-            elif Embedding.exists(A) and Embedding(A).is_circulant:
-                self._plan = CirculantPlan(A, self.damp)
+            elif Embedding.serves(A) and Embedding(A).is_circulant:
+                self._plan = FourierPlan(A, self.damp, memory_limit=self.max_memory)
             else:
                 self._plan = BorderPlan(A, self.damp, memory_limit=self.max_memory)
-        if isinstance(self._plan, CirculantPlan):
-            return self._plan.solve_unrounded(y)
+        if isinstance(self._plan, FourierPlan):
+            return self._plan.apply(y)
         return self._plan.solve(y, rtol=0.01 * rtol).x
 
 

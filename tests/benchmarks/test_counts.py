@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lsconv
-from lsconv.border.cost_model import Limits
+from lsconv.border.cost_model import Factorise, Limits
 from lsconv.border.plan import BorderPlan
 
 
@@ -60,7 +60,7 @@ def test_a_solve_takes_no_more_transforms_convolutions_and_iterations_than_it_di
     A = make()
     y = torch.randn(A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(A.dtype)
     with Calls() as setup:
-        plan = BorderPlan(A, damp, limits=Limits(at_once=0, later=False))
+        plan = BorderPlan(A, damp, limits=Limits(factorise=Factorise.NEVER))
     with Calls() as solve:
         solution = plan.solve(y)
     measured = f"setup {dict(setup.counts)}, solve {dict(solve.counts)}, {int(solution.iterations)} iterations"

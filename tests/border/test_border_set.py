@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsconv.border.border_set import Border, split_at_gaps
+from lsconv.border.border_set import Border, between_borders, split_at_gaps
+from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.symbol import symbol
+from lsconv.operators.convolution import Conv2d
 
 
 @st.composite
@@ -51,11 +55,11 @@ def test_further_cells_are_numbered_with_the_border_and_parted_by_gaps() -> None
     cells[0, 5, 5] = True  # on the border already
     union = border.with_cells(cells)
     assert union.size == border.size + 4
-    (piece,) = union.pieces
-    assert piece.tolist() == [[0, 1, 1], [0, 1, 2], [0, 2, 1], [0, 2, 2]]
+    (cluster,) = union.clusters
+    assert cluster.tolist() == [[0, 1, 1], [0, 1, 2], [0, 2, 1], [0, 2, 2]]
     z = torch.randn(3, 1, 2, 6, 8)
     assert torch.equal(union.scatter(union.gather(z)), torch.where(union.mask, z, 0))
-    assert border.pieces == ()
+    assert border.clusters == ()
 
 
 def test_split_at_gaps_stay_together() -> None:
@@ -69,3 +73,16 @@ def test_split_at_gaps_stay_together() -> None:
     assert sorted(torch.cat(parts).tolist()) == list(range(60))
     assert {tuple(sorted(part.tolist())) for part in parts} == {tuple(range(s, s + 20)) for s in (0, 20, 40)}
     assert split_at_gaps(places, 1) == []
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_the_entries_between_borders_are_a_block_of_the_circulant_matrix(stride: int, dtype: torch.dtype) -> None:
+    A = Conv2d(torch.randn(3, 2, 3, 3, dtype=dtype), (7, 6), padding=1, stride=stride)
+    embedding = Embedding(A)
+    C = symbol(A, embedding)
+    rows = Border(embedding.grid, embedding.output_border(), A.device)
+    columns = Border(embedding.grid, embedding.input_border(), A.device)
+    unit = torch.eye(columns.size, dtype=dtype).unsqueeze(1)
+    expected = rows.gather(C.on_grid(columns.scatter(unit))).squeeze(1).mT
+    torch.testing.assert_close(between_borders(C.kernel(), rows, columns)[0], expected)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import lsconv
-from lsconv.border.influence import ExactInfluence, Influence, influence_logdet, influence_trace
+from lsconv.border.influence import ExactInfluence, Influence
 from lsconv.errors import ArgumentError, MethodError, PlanMemoryError
 from lsconv.operators.convolution import Convolution
 
@@ -119,14 +119,16 @@ def test_blocks_in_chunks_are_the_blocks_at_once() -> None:
 
 def test_the_trace_is_minus_the_derivative_of_the_determinant() -> None:
     A, step = CASES["same"](), 1e-4
-    up, down = (influence_logdet(A, 0.3 * torch.tensor(1 + s, dtype=DOUBLE).sqrt()) for s in (step, -step))
-    torch.testing.assert_close(influence_trace(A, 0.3), -(up - down) / (2 * step), rtol=1e-6, atol=0)
+    exact, damp = ExactInfluence(A), torch.tensor(0.3, dtype=DOUBLE)
+    up, down = (exact.at(damp * (1 + s) ** 0.5).logdet for s in (step, -step))
+    torch.testing.assert_close(exact.at(damp).trace, -(up - down) / (2 * step), rtol=1e-6, atol=0)
 
 
 def test_float32_operators_are_traced_in_double() -> None:
     A = lsconv.Conv2d(torch.randn(1, 1, 3, 3), in_size=(9, 9))
-    exact = influence_trace(A.to(dtype=DOUBLE), 1e-3)
-    torch.testing.assert_close(influence_trace(A, 1e-3), exact, rtol=1e-10, atol=0)
+    damp = torch.tensor(1e-3)
+    exact = ExactInfluence(A.to(dtype=DOUBLE)).at(damp).trace
+    torch.testing.assert_close(ExactInfluence(A).at(damp).trace, exact, rtol=1e-10, atol=0)
 
 
 def test_an_operator_without_an_exact_trace_is_refused_by_name() -> None:
@@ -136,4 +138,4 @@ def test_an_operator_without_an_exact_trace_is_refused_by_name() -> None:
     with pytest.raises(PlanMemoryError, match="unknowns per block"):
         ExactInfluence(lsconv.Conv2d(weight, in_size=(64, 64)), max_unknowns=10)
     with pytest.raises(ArgumentError, match="damp"):
-        influence_trace(lsconv.Conv2d(weight, in_size=(8, 8)), 0.0)
+        ExactInfluence(lsconv.Conv2d(weight, in_size=(8, 8))).at(torch.zeros(()))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import pytest
 import torch
 
 import lsconv
-from lsconv.border.cost_model import Limits
+from lsconv.border.cost_model import Factorise, Limits
 from lsconv.border.plan import BorderPlan
 from tests.oracles import dense_tikhonov
 
@@ -25,10 +24,10 @@ def _convolution(name: str, dtype: torch.dtype = torch.float64) -> lsconv.Convol
 
 
 WAYS = {
-    "dense border": Limits(at_once=0),
-    "small corners": Limits(at_once=0, later=False, dense_unknowns=0, corner_unknowns=16),
-    "factors after some iterations": Limits(at_once=0, dense_unknowns=0, corner_unknowns=16),
-    "factors": Limits(at_once=math.inf),
+    "dense border": Limits(factorise=Factorise.AFTER_ITERATIONS),
+    "small corners": Limits(factorise=Factorise.NEVER, dense_unknowns=0, corner_unknowns=16),
+    "factors after some iterations": Limits(factorise=Factorise.AFTER_ITERATIONS, dense_unknowns=0, corner_unknowns=16),
+    "factors": Limits(factorise=Factorise.AT_ONCE),
 }
 every_way = pytest.mark.parametrize("limits", WAYS.values(), ids=WAYS)
 

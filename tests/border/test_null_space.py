@@ -16,7 +16,8 @@ from lsconv.border.capacitance import Capacitance, static_lu
 from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.null_space import ExtensionGram
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
+from lsconv.fourier.symbol import symbol
 
 F64 = torch.float64
 
@@ -38,7 +39,7 @@ def well_conditioned(
 
 def inverse_of(A: lsconv.Convolution) -> tuple[FrequencyMatrices, Tensor, Border]:
     """C^-1, the same as a dense matrix per block made by LAPACK in double precision, and the output border."""
-    embedding = Embedding(A, (1,) * A.ndim, only_read=True)
+    embedding = Embedding(A, (1,) * A.ndim, tapped_phases_only=True)
     C = symbol(A, embedding)
     cells = embedding.in_channels * math.prod(embedding.grid)
     wide = symbol(A.to(dtype=torch.complex128 if A.is_complex else F64), embedding)
@@ -54,12 +55,12 @@ def inverse_of(A: lsconv.Convolution) -> tuple[FrequencyMatrices, Tensor, Border
     ("size", "options"),
     [((9,), {}), ((6, 5), {}), ((6, 5), {"groups": 2}), ((5, 4), {"batch": (2,)}), ((6, 4), {"stride": 2})],
 )
-def test_lifts_have_the_inner_products_of_the_dense_inverse_be_they_few_or_many(
+def test_extensions_have_the_inner_products_of_the_dense_inverse(
     size: tuple[int, ...], options: dict[str, Any], dtype: torch.dtype
 ) -> None:
     inverse, dense, border = inverse_of(well_conditioned(size, dtype, **options))
-    lift = dense[..., border.index]
-    expected = lift.mH @ lift
+    extension = dense[..., border.index]
+    expected = extension.mH @ extension
     generator = torch.Generator().manual_seed(1)
     v = torch.randn(len(dense), border.size, border.channels + 2, generator=generator, dtype=dtype)
     tolerance = 20 * torch.finfo(dtype).eps * float(expected.abs().max())

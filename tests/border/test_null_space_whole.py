@@ -24,7 +24,7 @@ def equal_channels(count: int) -> lsconv.Convolution:
     return lsconv.Conv1d(weight, 9, padding=1)
 
 
-def uneven_lifts() -> lsconv.Convolution:
+def uneven_extensions() -> lsconv.Convolution:
     """One null vector, beside border vectors whose extensions are of very different lengths."""
     taps = [0.2388419151456991, -5.29034865931915, 10.558011910522135, -5.769231966844716, 0.26272636938637567]
     return lsconv.Conv1d(torch.tensor([[taps]], dtype=F64), 15, padding=((0, 4),))
@@ -70,9 +70,9 @@ def test_every_equal_null_direction_counts(channels: int) -> None:
     assert_shortest(A, CapacitancePlan(A), 1e-11)
 
 
-def test_lifts_of_different_lengths_hide_no_null_vector() -> None:
+def test_extensions_of_different_lengths_hide_no_null_vector() -> None:
     """Data off the range lose digits through S here: the plan does not certify them, and lstsq has another way."""
-    A = uneven_lifts()
+    A = uneven_extensions()
     plan = CapacitancePlan(A)
     assert plan.nullity.tolist() == [1]
     y = torch.randn(3, *A.out_shape, dtype=F64, generator=torch.Generator().manual_seed(0))

@@ -6,18 +6,18 @@ import pytest
 import torch
 
 import lsconv
-from lsconv.border.cost_model import Limits
+from lsconv.border.cost_model import Factorise, Limits
 from lsconv.border.normal_inverse import normal_inverse
 from lsconv.border.normal_problem import Request
-from lsconv.border.outer_iteration import NormalEquations, iterated
+from lsconv.border.outer_iteration import NormalEquations, iterate_or_drop_factors
 from lsconv.border.plan import BorderPlan
 from lsconv.krylov.loop.certificate import Tolerances
 
 ALLOWED = 1.2  # times the counts that were measured when the method was chosen
 
 
-ITERATED = Limits(at_once=0, later=False)
-WITHOUT_DENSE = Limits(at_once=0, later=False, dense_unknowns=0)
+ITERATED = Limits(factorise=Factorise.NEVER)
+WITHOUT_DENSE = Limits(factorise=Factorise.NEVER, dense_unknowns=0)
 
 
 def _gauss(size: int, sigma: float) -> torch.Tensor:
@@ -132,7 +132,7 @@ def test_square_operator_with_unread_phases_is_solved_without_damp() -> None:
 
 def test_a_limit_on_the_iterations_is_no_reason_for_other_factors() -> None:
     A = lsconv.Conv2d(torch.randn(8, 8, 3, 3), (48, 48))
-    plan = BorderPlan(A, limits=Limits(at_once=0))
+    plan = BorderPlan(A, limits=Limits(factorise=Factorise.AFTER_ITERATIONS))
     assert not plan.solve(torch.randn(A.out_shape), max_iter=1).converged
     assert plan.factor_dtype == torch.float32
 
@@ -145,7 +145,9 @@ def test_float32_data_need_one_step_after_the_first(padding: int) -> None:
     A = lsconv.Conv2d((kernel / kernel.sum())[None, None], in_size=(256, 256), padding=padding)
     y = torch.nn.functional.interpolate(torch.rand(1, 1, 16, 16), size=A.out_shape[1:], mode="nearest")[0]
     plan = BorderPlan(A, 0.1, limits=ITERATED)
-    outer = iterated(lambda: NormalEquations(plan, y=y.double(), tolerances=Tolerances.of(torch.float32, 1e-6, 0.0)))
+    outer = iterate_or_drop_factors(
+        lambda: NormalEquations(plan, y=y.double(), tolerances=Tolerances.of(torch.float32, 1e-6, 0.0))
+    )
     assert bool((outer.tolerance_ratio <= 1).all())
     assert outer.steps == 2
 

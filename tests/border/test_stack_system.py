@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import lsconv
-from lsconv.border.cost_model import Limits
+from lsconv.border.cost_model import Factorise, Limits
+from lsconv.border.factored_capacitance import FactoredCapacitance
 from lsconv.border.normal_inverse import DefiniteInverse, normal_inverse
 from lsconv.border.normal_problem import Request
 from lsconv.border.penalty import common_grid_filters
 from lsconv.border.stacked_plan import StackedPlan
-from lsconv.fourier.symbol import FactoredCapacitance
 
 F64 = torch.float64
-ITERATED = Limits(at_once=0, later=False, dense_unknowns=0)
+ITERATED = Limits(factorise=Factorise.NEVER, dense_unknowns=0)
 
 
 def _penalty(name: str, A: lsconv.Convolution) -> lsconv.LinearOperator:
@@ -47,7 +47,7 @@ def _inverse(name: str, dtype: torch.dtype = F64, groups: int = 1, **options: An
 @pytest.mark.parametrize("groups", [1, 3])
 def test_the_product_by_factors_is_that_of_the_matrices(name: str, dtype: torch.dtype, groups: int) -> None:
     inverse = _inverse(name, dtype, groups)
-    matrices = inverse.problem.circulant_parts.system
+    matrices = inverse.problem.circulant_parts.Q
     u = torch.randn(2, inverse.embedding.blocks, inverse.border.size, dtype=dtype)
     expected = inverse.border.gather(matrices.on_grid(inverse.border.scatter(u)))
     error = torch.linalg.vector_norm(inverse.begin_iteration()(u) - expected) / torch.linalg.vector_norm(expected)
@@ -66,7 +66,7 @@ def test_rows_of_few_taps_take_one_transform_together_and_long_ones_one_each() -
 @pytest.mark.parametrize("real", [True, False])
 def test_the_entries_of_factors_are_those_of_the_matrices(real: bool) -> None:
     inverse = _inverse("gradient", F64 if real else torch.complex128)
-    factored, matrices = inverse.system, inverse.problem.circulant_parts.system
+    factored, matrices = inverse.Q, inverse.problem.circulant_parts.Q
     assert isinstance(factored, FactoredCapacitance)
     torch.testing.assert_close(factored.kernel(), matrices.kernel(), rtol=0, atol=1e-12)
     for axes in ((0,), (2,), (0, 1), (1, 2)):
@@ -76,9 +76,9 @@ def test_the_entries_of_factors_are_those_of_the_matrices(real: bool) -> None:
 
 def test_strips_and_corners_by_factors_are_those_of_the_matrices() -> None:
     inverse = _inverse("gradient")
-    entries, expected = (inverse.border.entries(Q) for Q in (inverse.system, inverse.problem.circulant_parts.system))
+    entries, expected = (inverse.border.entries(Q) for Q in (inverse.Q, inverse.problem.circulant_parts.Q))
     for axes in ((0,), (1,), (2,), (0, 2), (1, 2)):
-        cells = inverse.border.corner(axes, 1)
+        cells = inverse.border.cross_section(axes, 1)
         torch.testing.assert_close(entries.between(axes, cells), expected.between(axes, cells), rtol=0, atol=1e-12)
 
 

@@ -43,10 +43,10 @@ def test_every_axis_as_channels_is_the_same_map(
     for axis in range(A.ndim):
         way = AxisAsChannels.of(A, axis)
         assert way.B.ndim == A.ndim - 1
-        assert torch.equal(way.to_inputs(way.inputs_of(x)), x)
-        assert torch.equal(way.to_outputs(way.outputs_of(y)), y)
-        torch.testing.assert_close(way.to_outputs(way.B(way.inputs_of(x))), A(x))
-        torch.testing.assert_close(way.to_inputs(way.B.adjoint(way.outputs_of(y))), A.adjoint(y))
+        assert torch.equal(way.extend_inputs(way.restrict_inputs(x)), x)
+        assert torch.equal(way.extend_outputs(way.restrict_outputs(y)), y)
+        torch.testing.assert_close(way.extend_outputs(way.B(way.restrict_inputs(x))), A(x))
+        torch.testing.assert_close(way.extend_inputs(way.B.adjoint(way.restrict_outputs(y))), A.adjoint(y))
 
 
 def test_the_weight_of_the_image_is_toeplitz_in_the_planes() -> None:

@@ -44,9 +44,12 @@ def check(way: Reduction) -> None:
     own = A.batch_shape
     x = torch.randn(2, *own, *A.in_shape, dtype=A.dtype, generator=generator)
     y = torch.randn(2, *own, *A.out_shape, dtype=A.dtype, generator=generator)
-    torch.testing.assert_close(way.to_outputs(way.B(way.inputs_of(x))), A(x))
-    torch.testing.assert_close(way.to_inputs(way.B.H(way.outputs_of(y))), A.H(y))
-    for select, place, z in ((way.inputs_of, way.to_inputs, x), (way.outputs_of, way.to_outputs, y)):
+    torch.testing.assert_close(way.extend_outputs(way.B(way.restrict_inputs(x))), A(x))
+    torch.testing.assert_close(way.extend_inputs(way.B.H(way.restrict_outputs(y))), A.H(y))
+    for select, place, z in (
+        (way.restrict_inputs, way.extend_inputs, x),
+        (way.restrict_outputs, way.extend_outputs, y),
+    ):
         torch.testing.assert_close(select(place(select(z))), select(z))
     read = bool((A.H(torch.ones_like(y)).abs() > 0).all())
     assert way.reads_all or not read

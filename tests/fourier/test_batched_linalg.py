@@ -7,12 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-import lsconv
-from lsconv.border.border_set import Border, between_borders
 from lsconv.fourier import batched_linalg
-from lsconv.fourier.batched_linalg import DenseInverse
-from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, symbol
+from lsconv.fourier.batched_linalg import DenseInverse, hermitian_inverse_, inverse_of_hermitian
 
 BATCHES = [(), (3,), (2, 4)]
 
@@ -45,7 +41,7 @@ def test_factors_inverses_and_determinants_are_right(batch: tuple[int, ...], row
     assert not info.any()
     torch.testing.assert_close(matrices @ inverses, eye.expand_as(matrices), rtol=0, atol=1e-8)
     expected = torch.linalg.svdvals(matrices).log().sum(-1)
-    torch.testing.assert_close(batched_linalg.log_abs_det(matrices), expected)
+    torch.testing.assert_close(batched_linalg.slogdet(matrices)[1], expected)
 
 
 def test_a_singular_matrix_is_marked() -> None:
@@ -53,48 +49,51 @@ def test_a_singular_matrix_is_marked() -> None:
     matrices[1, 4, 4] = 0
     assert batched_linalg.lu_factor(matrices)[2].bool().tolist() == [False, True, False]
     assert batched_linalg.inverse(matrices)[1].bool().tolist() == [False, True, False]
-    assert batched_linalg.log_abs_det(matrices).tolist() == [0, -torch.inf, 0]
+    assert batched_linalg.slogdet(matrices)[1].tolist() == [0, -torch.inf, 0]
 
 
-F64 = torch.float64
+@pytest.mark.parametrize("size", [0, 1, 2, 5, 300])  # the largest are inverted two at a time
+def test_hermitian_inverse_is_the_inverse(size: int) -> None:
+    root = torch.randn(3, 4, size, size, dtype=torch.complex128)
+    matrices = root @ root.mH + 0.1 * torch.eye(size)
+    eye = torch.eye(size, dtype=matrices.dtype).expand_as(matrices)
+    torch.testing.assert_close(matrices @ hermitian_inverse_(matrices.clone()), eye, rtol=0, atol=1e-9)
 
 
-def symbol_of(A: lsconv.Convolution) -> tuple[FrequencyMatrices, Embedding]:
-    embedding = Embedding(A)
-    return symbol(A, embedding), embedding
+def test_hermitian_inverse_marks_matrices_that_are_not_definite_and_only_those() -> None:
+    indefinite = torch.diag(torch.tensor([1.0, -1.0, 1.0]))
+    matrices = torch.stack([torch.eye(3), indefinite, 2 * torch.eye(3), torch.zeros(3, 3)])
+    inverse = hermitian_inverse_(matrices.clone())
+    assert inverse[[1, 3]].isnan().all()
+    torch.testing.assert_close(inverse[0], torch.eye(3))
+    torch.testing.assert_close(inverse[2], torch.eye(3) / 2)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("dtype", [F64, torch.complex128])
-def test_restricted_is_the_block_of_the_circulant_matrix(stride: int, dtype: torch.dtype) -> None:
-    A = lsconv.Conv2d(torch.randn(3, 2, 3, 3, dtype=dtype), (7, 6), padding=1, stride=stride)
-    C, embedding = symbol_of(A)
-    outer = Border(embedding.grid, embedding.output_border(), A.device)
-    inner = Border(embedding.grid, embedding.input_border(), A.device)
-    unit = torch.eye(inner.size, dtype=dtype).unsqueeze(1)
-    expected = outer.gather(C.on_grid(inner.scatter(unit))).squeeze(1).mT
-    torch.testing.assert_close(between_borders(C.kernel(), outer, inner)[0], expected)
-
-
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 @pytest.mark.parametrize(("definite", "size", "kind"), [(True, 9, "inverse"), (False, 9, "inverse"),
-                                                        (True, 70, "cholesky"), (False, 70, "lu")])  # fmt: skip
-def test_a_hermitian_operator_on_the_border_is_inverted(definite: bool, size: int, kind: str) -> None:
-    A = lsconv.Conv2d(torch.randn(2, 2, 3, 3, dtype=F64), (size, size), padding=1)
-    C, embedding = symbol_of(A)
-    Q = C.map(lambda m: m @ m.mH if definite else m + m.mH)
-    border = Border(embedding.grid, embedding.output_border(), A.device)
-    kernel = Q.kernel()
-    inverse = DenseInverse(between_borders(kernel, border, border), definite=definite)
+                                                        (True, 300, "cholesky"), (False, 300, "lu")])  # fmt: skip
+def test_hermitian_matrices_are_inverted(definite: bool, size: int, kind: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    root = torch.randn(2, size, size, dtype=dtype)
+    matrices = root @ root.mH + torch.eye(size) if definite else root + root.mH
+    inverse = DenseInverse(matrices.clone(), definite=definite)
     assert inverse.kind == kind
-    u = torch.randn(3, 1, border.size, dtype=F64)
-    torch.testing.assert_close(inverse(border.gather(Q.on_grid(border.scatter(u)))), u, rtol=1e-7, atol=1e-7)
+    u = torch.randn(3, 2, size, dtype=dtype)
+    torch.testing.assert_close(inverse((matrices @ u.unsqueeze(-1)).squeeze(-1)), u, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(inverse.logdet, batched_linalg.slogdet(matrices)[1])
+
+
+def test_a_singular_matrix_that_may_be_indefinite_gets_its_pseudo_inverse() -> None:
+    matrices = torch.stack([torch.diag(torch.tensor([1.0, -2.0, 0.0])), torch.eye(3)])
+    inverse = inverse_of_hermitian(matrices, definite=False)
+    torch.testing.assert_close(inverse, torch.stack([torch.diag(torch.tensor([1.0, -0.5, 0.0])), torch.eye(3)]))
 
 
 def test_an_indefinite_matrix_declared_definite_is_factorised_with_pivots() -> None:
-    matrix = torch.diag(torch.linspace(-1, 1, 300, dtype=F64))[None]
+    matrix = torch.diag(torch.linspace(-1, 1, 300, dtype=torch.float64))[None]
     inverse = DenseInverse(matrix.clone(), definite=True)
     assert inverse.kind == "lu"
-    torch.testing.assert_close(inverse(matrix.mT), torch.eye(300, dtype=F64)[None].mT)
+    torch.testing.assert_close(inverse(matrix.mT), torch.eye(300, dtype=torch.float64)[None].mT)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])

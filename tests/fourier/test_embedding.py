@@ -38,7 +38,7 @@ def test_zero_padded_convolution_is_a_truncated_circulant(zero_padded_convolutio
 @given(data=st.data())
 def test_circular_convolution_is_the_circulant(circular_convolutions: Any, data: st.DataObject) -> None:
     A = data.draw(circular_convolutions())
-    assert Embedding.exists(A)
+    assert Embedding.serves(A)
     assert Embedding(A).is_circulant
     x = _random(A, A.in_shape, 2, *A.batch_shape)
     torch.testing.assert_close(_through_the_grid(A, x, Embedding(A)), A(x), rtol=1e-11, atol=1e-11)
@@ -166,11 +166,11 @@ def test_full_convolution_has_a_border_on_the_input_side_only() -> None:
 # ------------------------------------------------------------------ which operators it serves
 
 
-def test_exists_and_is_circulant_tell_the_kinds_apart() -> None:
+def test_serves_and_is_circulant_tell_the_kinds_apart() -> None:
     def kinds(size: int, kernel: int = 3, **arguments: Any) -> tuple[bool, bool]:
         A = Conv1d(torch.ones(1, 1, kernel), in_size=size, **arguments)
-        exists = Embedding.exists(A)
-        return exists, exists and Embedding(A).is_circulant
+        serves = Embedding.serves(A)
+        return serves, serves and Embedding(A).is_circulant
 
     assert kinds(8, padding=1, padding_mode="circular") == (True, True)
     assert kinds(8, padding=0, padding_mode="circular") == (True, False)  # cropped outputs
@@ -193,18 +193,18 @@ def test_batch_shape_gives_items_blocks_of_their_own(batch_shape: tuple[int, ...
 
 
 @given(data=st.data())
-def test_read_inputs_are_those_that_outputs_read(
+def test_observed_inputs_are_those_that_outputs_read(
     zero_padded_convolutions: Any, circular_convolutions: Any, data: st.DataObject
 ) -> None:
     A = data.draw(st.one_of(zero_padded_convolutions(), circular_convolutions()))
     ones = A.with_parameters([torch.ones_like(A.weight)])
     counts = ones.H(torch.ones(*A.batch_shape, *A.out_shape, dtype=A.dtype)).real.flatten(0, -A.ndim - 1)
-    read = Embedding(A).read_inputs()
+    read = Embedding(A).observed_inputs()
     assert torch.equal(counts.amax(0) > 0.5, torch.ones(A.spatial_in, dtype=torch.bool) if read is None else read)
 
 
-def test_read_inputs_of_a_cropped_circle_wrap() -> None:
+def test_observed_inputs_of_a_cropped_circle_wrap() -> None:
     A = Conv1d(torch.ones(1, 1, 3), in_size=3, padding=1, dilation=2, padding_mode="circular")
     assert A.out_shape == (1, 1)
-    read = Embedding(A).read_inputs()
+    read = Embedding(A).observed_inputs()
     assert read is None or torch.equal(read, A.H(torch.ones(A.out_shape))[0] > 0)

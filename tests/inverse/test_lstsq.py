@@ -26,7 +26,7 @@ RTOL = {torch.float64: 1e-10, torch.complex128: 1e-10, torch.float32: 1e-6, torc
 
 def _check_against_dense(case: Any, reference: Any, method: str, by_border: Any, must_converge: str) -> None:
     A, y, damp = case.arguments
-    assume(Embedding.exists(A))
+    assume(Embedding.serves(A))
     dense = reference(A, y, damp)
     assume(bool(dense.clear.all()) and bool((dense.norm > 0).all()))
     solution = by_border(A, y, damp) if method == "border" else lsconv.lstsq(A, y, damp=damp)
@@ -103,7 +103,7 @@ def test_certificate_is_what_a_recomputation_says(
     cases: Any, reference: Any, assert_certified: Any, by_border: Any, data: Any
 ) -> None:
     A, y, damp = data.draw(cases()).arguments
-    assume(Embedding.exists(A))
+    assume(Embedding.serves(A))
     solution = by_border(A, y, damp)
     assert_certified(solution, reference(A, y, damp), 1e-10)
 
@@ -153,7 +153,7 @@ def test_middle_sizes_equal_the_dense_solution(
 @given(data=st.data())
 def test_every_item_is_answered_as_if_alone(cases: Any, by_border: Any, data: Any) -> None:
     A, y, damp = data.draw(cases()).arguments
-    assume(Embedding.exists(A) and not A.batch_shape and y.ndim > len(A.out_shape))
+    assume(Embedding.serves(A) and not A.batch_shape and y.ndim > len(A.out_shape))
     together = by_border(A, y, damp)
     flat = y.reshape(-1, *A.out_shape)
     damps = torch.as_tensor(damp, dtype=torch.float64).expand(y.shape[: y.ndim - len(A.out_shape)]).reshape(-1)

@@ -7,9 +7,9 @@ import torch
 
 import lsconv
 from lsconv.errors import ArgumentError, MethodError
+from lsconv.factored.dense_svd import SingularValuePlan
 from lsconv.factored.kronecker import SeparablePlan
-from lsconv.factored.singular_values import SingularValuePlan
-from lsconv.inverse.plans.fourier_plan import FourierPlan
+from lsconv.fourier.circulant import FourierPlan
 
 KERNEL = torch.tensor([[[1.0, 0.0, 1.0]]])
 DTYPES = (torch.float32, torch.float64)

@@ -9,7 +9,7 @@ import lsconv
 from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.plan import BorderPlan
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, DtypeError, MethodError, PlanMemoryError
-from lsconv.inverse.plans.fourier_plan import FourierPlan
+from lsconv.fourier.circulant import FourierPlan
 from lsconv.inverse.plans.krylov_plan import KrylovPlan
 from lsconv.inverse.route import RULES, route
 

@@ -14,7 +14,7 @@ import torch
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError
 from lsconv.operators.convolution import Conv2d
 from lsconv.operators.elementary import Dense, Identity
-from lsconv.operators.scipy import as_operator, from_scipy, to_scipy
+from lsconv.operators.scipy import from_scipy, to_operator, to_scipy
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128])
@@ -75,11 +75,11 @@ def test_everything_that_is_a_matrix_becomes_an_operator() -> None:
     dense = torch.randn(3, 4, dtype=torch.float64)
     sparse = scipy.sparse.csr_array(dense.numpy())
     identity = Identity((4,))
-    assert as_operator(identity) is identity
+    assert to_operator(identity) is identity
     kinds = [dense, dense.to_sparse_coo(), sparse, scipy.sparse.linalg.aslinearoperator(sparse), from_scipy(sparse)]
     for kind in kinds:
-        torch.testing.assert_close(as_operator(kind).to_dense(), dense)
-    assert isinstance(as_operator(dense), Dense)
+        torch.testing.assert_close(to_operator(kind).to_dense(), dense)
+    assert isinstance(to_operator(dense), Dense)
     assert from_scipy(np.eye(3, dtype=int)).dtype == torch.float64
 
 
@@ -99,11 +99,11 @@ def test_refusals() -> None:
     with pytest.raises(ArgumentError, match=r"operator: shape \(3, 3\) does not map in_shape \(2,\)"):
         from_scipy(np.eye(3), in_shape=(2,))
     with pytest.raises(ArgumentTypeError, match=r"A: Conv2d does not know its input's size; use .*from_module"):
-        as_operator(torch.nn.Conv2d(1, 1, 1))
+        to_operator(torch.nn.Conv2d(1, 1, 1))
     with pytest.raises(ArgumentTypeError, match=r"A: .* got ndarray; convert with torch.from_numpy\(A\)"):
-        as_operator(np.eye(3))
+        to_operator(np.eye(3))
     with pytest.raises(ArgumentTypeError, match=r"M: expected a LinearOperator, .* got int"):
-        as_operator(3, "M")
+        to_operator(3, "M")
 
 
 def test_scipy_is_imported_only_when_needed() -> None:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.penalty import Penalty
-from lsconv.border.truncated_circulant import Positions
-from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.embedding import BorderPositions, Embedding
 
 __all__ = ["CrossedBorder", "crossed_border", "is_even", "one_channel_saddle"]
 
@@ -31,7 +30,7 @@ class CrossedBorder:
     columns: tuple[int, ...]
 
     @classmethod
-    def of(cls, grid: tuple[int, ...], positions: Positions) -> CrossedBorder:
+    def of(cls, grid: tuple[int, ...], positions: BorderPositions) -> CrossedBorder:
         """The border of these positions per channel and axis, on a grid of one or two dimensions.
 
         Cells between the outputs and the border influence no output, and count as border.
@@ -43,7 +42,7 @@ class CrossedBorder:
         return cls((grid[0], grid[1]), rows, columns)
 
     @property
-    def turned(self) -> CrossedBorder:
+    def transposed(self) -> CrossedBorder:
         """The border with its two axes exchanged."""
         return CrossedBorder(self.grid[::-1], self.columns, self.rows)
 
@@ -58,9 +57,9 @@ class CrossedBorder:
         return tuple(n * m for n, m in zip(self.rows, self.columns, strict=True))
 
     @property
-    def shortest(self) -> bool:
-        """Tell whether V' is no larger than it would be with rows for columns."""
-        return self.column_cells <= self.turned.column_cells
+    def oriented(self) -> CrossedBorder:
+        """The border with the smaller V': itself, or with its axes exchanged."""
+        return self if self.column_cells <= self.transposed.column_cells else self.transposed
 
     @property
     def height(self) -> int:

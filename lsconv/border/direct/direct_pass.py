@@ -13,6 +13,7 @@ an outer iteration; the certificate shows whether it was accurate enough.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,13 +22,14 @@ import torch
 from torch import Tensor
 
 from lsconv.border.direct.crossed_border import CrossedBorder, crossed_border, is_even, one_channel_saddle
-from lsconv.border.direct.even_odd_basis import SchurInverse
+from lsconv.border.direct.dense_schur import DenseSchur
 from lsconv.border.direct.hodlr import HodlrSchur
 from lsconv.border.direct.schur_complement import column_blocks
 from lsconv.border.direct.strip import Strip
 from lsconv.border.normal_problem import NormalProblem
 from lsconv.border.penalty import Penalty
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, product
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
+from lsconv.fourier.symbol import product
 from lsconv.operators.batch_layout import CACHE_BYTES
 from lsconv.operators.fft_convolution import FEW_WAVES, plane_waves
 from lsconv.operators.memory import allowed_bytes, check_fits
@@ -55,15 +57,15 @@ class DirectBorder:
         self._along, self._real = Grid(border.grid[1:], real=Q.grid.real), Q.grid.real
         self._Q = Q
         spectrum = Q.matrices
-        columns = torch.fft.ifft(spectrum, dim=1)
-        self.strip = Strip(columns, border, definite=definite) if border.depth else None
-        self.schur: SchurInverse | HodlrSchur | None = None
+        row_kernels = torch.fft.ifft(spectrum, dim=1)
+        self.strip = Strip(row_kernels, border, definite=definite) if border.depth else None
+        self.schur: DenseSchur | HodlrSchur | None = None
         self._height, self._rows = border.height, border.grid[0]
         if not border.column_cells:
             return
         one = len(border.rows) == 1 or one_channel_saddle(border, definite=definite)
         even = one and Q.grid.real and is_even(spectrum, condition)
-        entries = column_blocks(spectrum, columns, self.strip, border, self._along, definite=definite, even=even)
+        entries = column_blocks(spectrum, row_kernels, self.strip, border, self._along, definite=definite, even=even)
         if HodlrSchur.serves(border, definite=definite, real=self._real, even=even):
             hierarchical = HodlrSchur(entries, border, even=even)
             if hierarchical.low_rank:
@@ -72,7 +74,7 @@ class DirectBorder:
                 needed = 16 * entries.shape[0] * border.column_cells**2 // (4 if even else 2)
                 check_fits(needed, allowed_bytes(spare_bytes, spectrum.device), "the border")
         if self.schur is None:
-            self.schur = SchurInverse(entries, border, definite=definite, even=even)
+            self.schur = DenseSchur(entries, border, definite=definite, even=even)
         (n,), (f,) = self._along.sizes, self._along.frequencies
         self._before = n - border.width
         self._read: Tensor | None = None
@@ -82,32 +84,32 @@ class DirectBorder:
             self._write = waves.mH.contiguous()
             self._read = (waves * (self._along.weights(spectrum.device, spectrum.dtype) / n)[:, None]).mT.contiguous()
 
-    def clear(self, u: list[Tensor], t: Iterable[Tensor], *, from_zero: bool) -> None:
-        """Add to the spectra u, in place, those of vectors on the border such that ``Q u`` vanishes on the border.
+    def eliminate(self, u: list[Tensor], t: Iterable[Tensor], *, woodbury: bool) -> None:
+        """Add to the spectra u, in place, those of the border values for which ``Q u`` vanishes on the border.
 
         Args:
             u: spectra ``(rhs, blocks, channels, *frequencies)``, one for each group of right-hand sides.
             t: ``Q u`` of each.
-            from_zero: the Woodbury form, where the border is on the other side: u is zero, t are the spectra
-                ``E P f``, and ``t + Q u`` has to vanish on the border.
+            woodbury: the border is on the other side than the unknowns: u is zero, t are the spectra ``E P f``, and
+                ``t + Q u`` has to vanish on the border.
         """
 
         def image(spectrum: Tensor, offset: Tensor) -> Tensor:
-            return self._Q(spectrum).add_(offset) if from_zero else self._Q(spectrum)
+            return self._Q(spectrum).add_(offset) if woodbury else self._Q(spectrum)
 
         values = []
         for spectrum, offset in zip(u, t, strict=True):
             if self.strip is not None:
-                self.strip.clear(spectrum, offset)
+                self.strip.eliminate(spectrum, offset)
             if self.schur is not None:
                 values.append(self._columns(offset if self.strip is None else image(spectrum, offset)))
         if self.schur is None or not values:
             return
         solved = self.schur(torch.cat(values)).split([part.shape[0] for part in u])
-        for spectrum, offset, v in zip(u, t if from_zero else u, solved, strict=True):
+        for spectrum, offset, v in zip(u, t if woodbury else u, solved, strict=True):
             self._subtract_columns(spectrum, v)
             if self.strip is not None:
-                self.strip.clear(spectrum, image(spectrum, offset))
+                self.strip.eliminate(spectrum, image(spectrum, offset))
 
     def _columns(self, t: Tensor) -> Tensor:
         """The values at the columns V' of the spectrum t: ``(rhs, blocks, channels, width, height)``."""
@@ -150,17 +152,19 @@ class _Pass:
 
     Attributes:
         after: the operators from f + u to the spectrum of the answer, in the order in which they are applied.
-        outputs: whether the data, and whether the answer, are outputs of A; else they are inputs.
+        data_on_outputs: the data are outputs of A; else inputs.
+        answer_on_outputs: the answer is one of outputs of A; else of inputs.
         before: the operator from the spectrum of the data to f; None: the identity.
-        rows: the components of the saddle operator that f has; None for a definite system.
-        over: the divisor of the answer; None: one.
+        components: the components of the saddle operator that f has; None for a definite system.
+        divisor: the divisor of the answer; None: one.
     """
 
     after: tuple[FrequencyMatrices, ...]
-    outputs: tuple[bool, bool]
+    data_on_outputs: bool
+    answer_on_outputs: bool
     before: FrequencyMatrices | None = None
-    rows: slice | None = None
-    over: Tensor | None = None
+    components: slice | None = None
+    divisor: Tensor | None = None
 
 
 class DirectInverse:
@@ -182,23 +186,23 @@ class DirectInverse:
         self.mu, self.exact = problem.mu, problem.exact
         penalty = problem.request.penalty
         border = None if self.form == "circulant" else crossed_border(self.form, self.embedding, penalty)
-        self._transposed = border is not None and not border.shortest
+        self._transposed = border is not None and border.oriented is not border
         if border is not None:
             self._plane, self._interior = border.grid, border.interior
-            border = border.turned if self._transposed else border
-            problem = problem.in_a_plane(turned=self._transposed)
+            border = border.oriented
+            problem = problem.on_plane(transposed=self._transposed)
         self._S = S = problem.symbol
         self._grid = S.grid
         self._root = self.mu.sqrt().reshape(1, -1, 1, *(1 for _ in S.grid.sizes))
         parts = problem.circulant_parts
-        self._P, self._E = parts.inverse, parts.across
-        self._back = None if self._E is None else self._E.H.map(Tensor.resolve_conj)
+        self._P, self._to_border = parts.inverse, parts.to_border
+        self._from_border = None if self._to_border is None else self._to_border.H.map(Tensor.resolve_conj)
         self._border: DirectBorder | None = None
         if border is not None:
             condition = problem.condition(self._P)
             spare = problem.request.limits.spare_bytes
             self._border = DirectBorder(
-                parts.system, border, definite=self.form != "saddle", condition=condition, spare_bytes=spare
+                parts.Q, border, definite=self.form != "saddle", condition=condition, spare_bytes=spare
             )
         self._solution, self._dual, self._normal = self._passes(self.side, penalty)
 
@@ -207,26 +211,23 @@ class DirectInverse:
         S, P, residual = self._S, self._P, side == "residual"
         # of the stacked rows, those of the penalty have data of zero
         adjoint = FrequencyMatrices(S.grid, S.matrices[..., : self.embedding.out_channels, :].mH.resolve_conj())
+        solution = functools.partial(_Pass, data_on_outputs=True, answer_on_outputs=False)
+        dual = functools.partial(_Pass, data_on_outputs=False, answer_on_outputs=True)
+        normal = functools.partial(_Pass, data_on_outputs=residual, answer_on_outputs=residual)
         if self.form == "saddle":
             first, second = slice(0, S.rows), slice(S.rows, None)
-            to_first, to_second = P.block(first, slice(None)), P.block(second, slice(None))
-            normal = _Pass((to_second,), (False, False), rows=second, over=self._root)
+            to_first, to_second = (P.block(rows, slice(None)) for rows in (first, second))
+            inverse = normal((to_second,), components=second, divisor=self._root)
             if penalty is not None:
-                return _Pass((to_second,), (True, False), before=adjoint, rows=second, over=self._root), None, normal
+                return solution((to_second,), before=adjoint, components=second, divisor=self._root), None, inverse
             if residual:
-                normal = _Pass((to_first,), (True, True), rows=first, over=-self._root)
-            dual = _Pass((to_first,), (False, True), rows=second)
-            return _Pass((to_second,), (True, False), rows=first), dual, normal
-        normal = _Pass((P,), (residual, residual))
+                inverse = normal((to_first,), components=first, divisor=-self._root)
+            return solution((to_second,), components=first), dual((to_first,), components=second), inverse
         if not residual:
-            return (
-                _Pass((P,), (True, False), before=adjoint),
-                None if penalty is not None else _Pass((P, S), (False, True)),
-                normal,
-            )
-        fused = self._E is None
+            return solution((P,), before=adjoint), None if penalty is not None else dual((P, S)), normal((P,))
+        fused = self._to_border is None
         after = (FrequencyMatrices(S.grid, product(S.matrices.mH, P.matrices)),) if fused else (P, adjoint)
-        return _Pass(after, (True, False)), _Pass((P,), (False, True), before=S), normal
+        return solution(after), dual((P,), before=S), normal((P,))
 
     # ------------------------------------------------------------------ use
 
@@ -261,22 +262,24 @@ class DirectInverse:
         inputs = math.prod(embedding.in_shape) // embedding.groups
         log_mu = 2 * self._root.flatten().log()
         residual = self.side == "residual"
+        # An unknown of A that has no cell on the grid contributes log mu, and a retained cell that is no unknown has
+        # contributed it too often.
         if self.form == "saddle":
             rows, columns = self._interior[: embedding.out_channels], self._interior[embedding.out_channels :]
             total = total - (sum(columns) - sum(rows)) / 2 * (log_mu if residual else -log_mu)
-            more = outputs - sum(rows) if residual else inputs - sum(columns)
+            extra_unknowns = outputs - sum(rows) if residual else inputs - sum(columns)
         else:
-            cells = math.prod(embedding.grid)
-            here = embedding.out_channels * cells if residual else embedding.in_channels * cells
-            distinct = sum(self._interior) if self._border is not None and self._E is None else here
-            more = (outputs if residual else inputs) - distinct
-        total = (total + more * log_mu if more else total).expand(embedding.blocks)
+            grid_cells = (embedding.out_channels if residual else embedding.in_channels) * math.prod(embedding.grid)
+            is_minor = self._border is not None and self._to_border is None
+            retained_cells = sum(self._interior) if is_minor else grid_cells
+            extra_unknowns = (outputs if residual else inputs) - retained_cells
+        total = (total + extra_unknowns * log_mu if extra_unknowns else total).expand(embedding.blocks)
         return total.reshape(*embedding.batch_shape, embedding.groups).sum(-1)
 
-    def continued(
+    def solve_from(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000, start: Tensor | None = None
     ) -> tuple[Tensor, Tensor, None]:
-        """Apply the inverse, as :meth:`NormalInverse.continued` does by iteration."""
+        """Apply the inverse, as ``NormalInverse.solve_from`` does by iteration."""
         z = self.normal(f.to(self._S.matrices.dtype if f.is_complex() else self._root.dtype)).to(f.dtype)
         batch, _ = self.embedding.split_batch(tuple(f.shape[: f.ndim - self.embedding.ndim - 1]))
         return z, torch.zeros(batch, dtype=torch.int64, device=f.device), None
@@ -290,51 +293,53 @@ class DirectInverse:
             f"{self._S.matrices.device}"
         )
 
-    def _run(self, stages: _Pass, tensor: Tensor) -> Tensor:
+    def _run(self, steps: _Pass, tensor: Tensor) -> Tensor:
         """Run a pass on ``tensor``, outputs or inputs."""
         embedding, grid = self.embedding, self._grid
         batch, _ = embedding.split_batch(tuple(tensor.shape[: tensor.ndim - embedding.ndim - 1]))
-        t = embedding.outputs_to_grid(tensor) if stages.outputs[0] else embedding.inputs_to_grid(tensor)
+        to_grid = embedding.outputs_to_grid if steps.data_on_outputs else embedding.inputs_to_grid
+        t = to_grid(tensor)
         if self._border is not None:
             t = t.reshape(*t.shape[:3], *self._plane)
             t = t.mT if self._transposed else t
         parts = [grid.transform(part) for part in t.split(self._group_size(t))] if t.shape[0] else []
-        if stages.before is not None:
-            parts = [stages.before(part).contiguous() for part in parts]
+        if steps.before is not None:
+            parts = [steps.before(part).contiguous() for part in parts]
         if self._border is not None:
-            parts = self._with_border(parts, stages.rows)
-        for matrices in stages.after:
+            parts = self._with_border(parts, steps.components)
+        for matrices in steps.after:
             parts = [matrices(part) for part in parts]
-        nothing = t.new_empty(0, t.shape[1], stages.after[-1].rows, *grid.sizes)
+        nothing = t.new_empty(0, t.shape[1], steps.after[-1].rows, *grid.sizes)
         z = torch.cat([nothing, *map(grid.inverse, parts)]) if len(parts) != 1 else grid.inverse(parts[0])
-        if stages.over is not None:
-            z = z.div_(stages.over)
+        if steps.divisor is not None:
+            z = z.div_(steps.divisor)
         z = (z.mT if self._transposed else z).reshape(*z.shape[:3], *embedding.grid)
-        return embedding.outputs_from_grid(z, batch) if stages.outputs[1] else embedding.inputs_from_grid(z, batch)
+        from_grid = embedding.outputs_from_grid if steps.answer_on_outputs else embedding.inputs_from_grid
+        return from_grid(z, batch)
 
-    def _with_border(self, f: list[Tensor], rows: slice | None) -> list[Tensor]:
+    def _with_border(self, f: list[Tensor], components: slice | None) -> list[Tensor]:
         """Add the border's unknowns u to the spectra f, and return f + u.
 
         Args:
             f: spectra, one for each group of right-hand sides; overwritten.
-            rows: the components of the saddle operator that f has; None for a definite system.
+            components: those of the saddle operator that f has; None for a definite system.
         """
         assert self._border is not None
-        if rows is not None:
-            columns = self._P.block(slice(None), rows)
+        if components is not None:
+            columns = self._P.block(slice(None), components)
             u = [part.new_zeros(*part.shape[:2], columns.rows, *part.shape[3:]) for part in f]
             for part, spectrum in zip(f, u, strict=True):
-                spectrum[:, :, rows] = part
-            self._border.clear(u, map(columns, f), from_zero=False)
+                spectrum[:, :, components] = part
+            self._border.eliminate(u, map(columns, f), woodbury=False)
             return u
-        if self._E is None:
-            self._border.clear(f, map(self._P, f), from_zero=False)
+        if self._to_border is None:
+            self._border.eliminate(f, map(self._P, f), woodbury=False)
             return f
-        t = [self._E(self._P(part)) for part in f]
+        t = [self._to_border(self._P(part)) for part in f]
         u = [torch.zeros_like(part, memory_format=torch.contiguous_format) for part in t]
-        self._border.clear(u, t, from_zero=True)
-        assert self._back is not None
-        return [part.sub_(self._back(spectrum)) for part, spectrum in zip(f, u, strict=True)]
+        self._border.eliminate(u, t, woodbury=True)
+        assert self._from_border is not None
+        return [part.sub_(self._from_border(spectrum)) for part, spectrum in zip(f, u, strict=True)]
 
     def _group_size(self, t: Tensor) -> int:
         """The number of right-hand sides of a group, whose spectra stay in the cache of a CPU."""
@@ -348,5 +353,6 @@ class DirectInverse:
         """Bytes of the factors kept."""
         passes = [p for p in (self._solution, self._dual, self._normal) if p is not None]
         used = [m for p in passes for m in (*p.after, p.before) if m is not None]
-        distinct = {m.matrices.data_ptr(): m.nbytes for m in (*used, self._P, self._E, self._back) if m is not None}
+        used += [m for m in (self._P, self._to_border, self._from_border) if m is not None]
+        distinct = {m.matrices.data_ptr(): m.nbytes for m in used}
         return sum(distinct.values()) + (0 if self._border is None else self._border.nbytes)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.direct.crossed_border import CrossedBorder
-from lsconv.border.direct.even_odd_basis import ReversalBasis
+from lsconv.border.direct.even_odd_basis import ReversalBasis, at_distances
 from lsconv.fourier.batched_linalg import LEAST_FACTORED
 
 __all__ = ["HodlrInverse", "HodlrSchur"]
@@ -149,33 +149,44 @@ def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def _node_inverse_root(x: Tensor, waves: Tensor, rho: Tensor) -> Tensor:
+def _node_inverse_root(x: Tensor, vectors: Tensor, rho: Tensor) -> Tensor:
     """Multiply the rows of x, node by node, with the inverse root of ``[[I, K], [K^H, I]]``.
 
     Args:
         x: ``(blocks, nodes, rhs, cells)``.
-        waves: the singular vectors of K of every half, ``(blocks, halves, rank, half)``.
+        vectors: the singular vectors of K of every half, ``(blocks, halves, rank, half)``.
         rho: its singular values.
     """
-    shape, (_, halves, _, half) = x.shape, waves.shape
+    shape, (_, halves, _, half) = x.shape, vectors.shape
     x = x.unflatten(-1, (-1, half)).transpose(2, 3).flatten(1, 2)
-    t = (x @ waves.mT).unflatten(1, (halves // 2, 2))
+    t = (x @ vectors.mT).unflatten(1, (halves // 2, 2))
     plus, minus = (1 + rho).rsqrt(), (1 - rho).rsqrt()
     t = ((plus + minus) / 2 - 1) * t + (plus - minus) / 2 * t.flip(2)
-    x = x + t.flatten(1, 2) @ waves
+    x = x + t.flatten(1, 2) @ vectors
     return x.unflatten(1, (shape[1], -1)).transpose(2, 3).reshape(shape)
 
 
 class HodlrSchur:
     """The inverse of the Schur complement of an operator of one real channel, positive definite.
 
-    It takes the place of :class:`~lsconv.border.direct.even_odd_basis.SchurInverse`, whose arguments it has; cells are
-    ordered row by row, so that halves of the unknowns are halves of the columns.
+    It takes the place of :class:`~lsconv.border.direct.dense_schur.DenseSchur` on large borders. Cells are ordered row
+    by row, so that halves of the unknowns are halves of the columns.
+
+    Args:
+        entries, border, even: as of :class:`~lsconv.border.direct.dense_schur.DenseSchur`, for one real channel.
+        leaf: the least unknowns of a leaf; None: :meth:`leaf`.
+
+    Attributes:
+        low_rank: the ranks are small; if not, nothing else may be used.
+        size: the number of unknowns, cells that pad the blocks included.
     """
 
     @classmethod
     def serves(cls, border: CrossedBorder, *, definite: bool, real: bool, even: bool) -> bool:
-        """Tell whether to try it: S is halved three times or more, and so high that ranks of width^2 / 2 are low."""
+        """Tell whether compression is worth trying: S can be halved three times, and V' is 64 times as high as wide.
+
+        The ranks are about ``width^2 / 2``, whatever the height is.
+        """
         size = border.column_cells / (4 if even else 2)
         one = definite and real and len(border.rows) == 1 and bool(border.depth)
         return one and size >= 8 * LEAST_FACTORED and border.height >= 64 * border.width
@@ -211,62 +222,54 @@ class HodlrSchur:
         Returns:
             ``(blocks * signs, size, size)``.
         """
-        e, signs, width, half = self._entries, self._basis.signs.tolist(), self._width, (self._height + 1) // 2
+        entries, signs, width, half = self._entries, self._basis.signs.tolist(), self._width, (self._height + 1) // 2
+        # both ranges as rows of V', of the first half, where those that only pad it are left out
         (top, bottom), (left, right) = (
             (min(start // self._columns, half), min((start + size) // self._columns, half)) for start in (first, second)
         )
-        matrix = e.new_zeros(
-            e.shape[0], len(signs), size // self._columns, self._columns, size // self._columns, self._columns
+        matrix = entries.new_zeros(
+            len(entries), len(signs), size // self._columns, self._columns, size // self._columns, self._columns
         )
-        rows, others = slice(top, bottom), torch.arange(self._columns, device=e.device)
+        rows, others = slice(top, bottom), torch.arange(self._columns, device=entries.device)
         columns, mirrored = slice(left, right), slice(self._height - right, self._height - left)
-        direct, image = e[:, :, rows, columns], e[:, :, rows, mirrored].flip(-1)
+        direct, image = entries[:, :, rows, columns], entries[:, :, rows, mirrored].flip(-1)
         if self._even:
             sums = [torch.add(direct, image, alpha=sign) for sign in (1.0, -1.0)]
         else:
-            back, back_image = e[:, :, columns, rows].mT, e[:, :, mirrored, rows].mT.flip(-1)
+            back, back_image = entries[:, :, columns, rows].mT, entries[:, :, mirrored, rows].mT.flip(-1)
         for i in range(self._columns):
             into = matrix[:, :, : bottom - top, i, : right - left]
+            distances, image_distances = i - others, i + others + 1 - width
+            # s[1] is the sign of the reversal of the columns, s[2] that of the rows; s[1] is that of both at once where
+            # S is not even
             if self._even:
-                near, far = ([part[:, d.abs()] for part in sums] for d in (i - others, i + others + 1 - width))
-                by_sign = [torch.add(near[s[2] < 0], far[s[2] < 0], alpha=s[1]) for s in signs]
+                same, mirrored_part = ([part[:, d.abs()] for part in sums] for d in (distances, image_distances))
+                by_sign = [torch.add(same[s[2] < 0], mirrored_part[s[2] < 0], alpha=s[1]) for s in signs]
             else:
-                near_, far_ = (
-                    _concatenated_by_distance(direct, back, i - others),
-                    _concatenated_by_distance(image, back_image, i + others + 1 - width),
-                )
-                by_sign = [torch.add(near_, far_, alpha=s[1]) for s in signs]
+                same_cells = at_distances(direct, distances, back)
+                images = at_distances(image, image_distances, back_image)
+                by_sign = [torch.add(same_cells, images, alpha=s[1]) for s in signs]
             for number, part in enumerate(by_sign):
                 into[:, number] = part.permute(0, 2, 3, 1)
-        matrix = matrix.view(e.shape[0], len(signs), size, size)
+        matrix = matrix.view(len(entries), len(signs), size, size)
         absent = torch.nn.functional.pad(self._basis.absent, (0, max(first, second) + size), value=True)
-        on, across = absent[:, first : first + size], absent[:, second : second + size]
-        if bool(on.any()) or bool(across.any()):
-            matrix *= ~on[:, :, None] & ~across[:, None]
+        absent_rows, absent_columns = absent[:, first : first + size], absent[:, second : second + size]
+        if bool(absent_rows.any()) or bool(absent_columns.any()):
+            matrix *= ~absent_rows[:, :, None] & ~absent_columns[:, None]
         if first == second:
-            matrix.diagonal(dim1=-2, dim2=-1).add_(on)
+            matrix.diagonal(dim1=-2, dim2=-1).add_(absent_rows)
         return matrix.flatten(0, 1)
 
     def __call__(self, values: Tensor) -> Tensor:
         """``S^-1`` times ``values`` of shape ``(rhs, blocks, 1, width, height)``."""
         cells = values.squeeze(2).mT
-        coordinates = self._basis.to_coordinates(cells.flatten(2))
-        solved = self._basis.from_coordinates(self._inverse(coordinates.flatten(1, 2)).view(coordinates.shape))
-        return solved.view(cells.shape).mT.unsqueeze(2)
+        return self._basis.solve(self._inverse, cells.flatten(2)).view(cells.shape).mT.unsqueeze(2)
 
     def logdet(self) -> Tensor:
         """``log |det S|`` by block."""
-        by_sign = self._inverse.logdet.unflatten(0, (-1, len(self._basis.signs)))
-        return by_sign.sum(1) - self._basis.log_multiplicity
+        return self._basis.logdet(self._inverse.logdet)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the factors."""
         return self._inverse.nbytes
-
-
-def _concatenated_by_distance(ahead: Tensor, back: Tensor, distances: Tensor) -> Tensor:
-    """Pick the entries at rising or falling distances: ``ahead`` at those from zero on, ``back`` at negative ones."""
-    positive = distances >= 0
-    pieces = [back[:, -distances[~positive]], ahead[:, distances[positive]]]
-    return torch.cat(pieces[::-1] if bool(positive[0]) else pieces, 1)

@@ -1,4 +1,4 @@
-r"""The Schur complement of the strip H of a crossed border, formed by its displacement and factorised.
+r"""The Schur complement of the strip H of a crossed border, formed by its displacement.
 
 Eliminating H leaves, for every frequency :math:`\omega` along the rows, the rows above it of a block-circulant
 operator of which the others are eliminated. That is the inverse of a block Toeplitz matrix, and with Z the shift by
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from lsconv.border.direct.crossed_border import CrossedBorder
 from lsconv.border.direct.strip import Strip
-from lsconv.fourier.symbol import Grid
+from lsconv.fourier.frequency_matrices import Grid
 from lsconv.operators.batch_layout import WORK_BYTES
 from lsconv.operators.fft_convolution import plane_waves
 
@@ -37,7 +37,7 @@ __all__ = ["column_blocks"]
 
 def column_blocks(
     spectrum: Tensor,
-    columns: Tensor,
+    row_kernels: Tensor,
     strip: Strip | None,
     border: CrossedBorder,
     along: Grid,
@@ -49,7 +49,8 @@ def column_blocks(
 
     Args:
         spectrum: the block-circulant operator, ``(blocks, rows, frequencies, channels, channels)``.
-        columns: the same, transformed back along the first axis.
+        row_kernels: the operator transformed back along the first axis: a kernel over the rows for each frequency
+            along them, ``(blocks, rows, frequencies, channels, channels)``.
         strip: the rows H; None where there are none.
         border: where they are.
         along: the transform along the rows.
@@ -63,34 +64,36 @@ def column_blocks(
     """
     (n,), (f,), device = along.sizes, along.frequencies, spectrum.device
     channels, height = spectrum.shape[-1], border.height
-    outer, top = (1, (height + 1) // 2) if even else (channels, height)
+    row_channels, top = (1, (height + 1) // 2) if even else (channels, height)
     entries = torch.zeros((), dtype=torch.float64, device=device)
     if strip is None or not definite:
-        kernel = along.inverse(columns.movedim(2, -1))[..., : border.width]  # blocks, rows, channels, channels, columns
+        kernel = along.inverse(row_kernels.movedim(2, -1))[
+            ..., : border.width
+        ]  # blocks, rows, channels, channels, columns
         rows_above = torch.arange(height, device=device)
         present = rows_above < torch.tensor(border.rows, device=device)[:, None]
         lags = (rows_above[:top, None] - rows_above) % border.grid[0]
-        entries = kernel[:, lags, :outer].permute(0, 5, 3, 1, 4, 2).contiguous()
-        entries.mul_(present[:outer, :top, None, None]).mul_(present)
+        entries = kernel[:, lags, :row_channels].permute(0, 5, 3, 1, 4, 2).contiguous()
+        entries.mul_(present[:row_channels, :top, None, None]).mul_(present)
     if strip is None:
         return entries
     if definite:
-        left, right = _generators(spectrum, columns, strip, border)
-        dtype = columns.real.dtype if even or along.real else columns.dtype
-        S = torch.empty(len(left), border.width, outer * top, channels * height, dtype=dtype, device=device)
+        left, right = _generators(spectrum, row_kernels, strip, border)
+        dtype = row_kernels.real.dtype if even or along.real else row_kernels.dtype
+        S = torch.empty(len(left), border.width, row_channels * top, channels * height, dtype=dtype, device=device)
         products: Iterable[tuple[slice, Tensor, Tensor]] = [(slice(None), left, right)]
     else:
         S = entries.flatten(-2).flatten(2, 3)
         # the factors of some frequencies at a time, because those of all take more memory than S
-        each = 3 * 16 * len(columns) * border.depth * channels**2 * height
+        each = 3 * 16 * len(row_kernels) * border.depth * channels**2 * height
         step = max(1, WORK_BYTES // each) if device.type == "cpu" else f
         parts = (slice(first, first + step) for first in range(0, f, step))
-        products = ((part, *_coupling(columns[:, :, part], strip.inverse[:, part], border)) for part in parts)
+        products = ((part, *_coupling(row_kernels[:, :, part], strip.inverse[:, part], border)) for part in parts)
     distances, weights = torch.arange(border.width), along.weights(device, torch.float64) / n
     for part, left, right in products:
         waves = plane_waves(distances, n, f)[:, part].to(device, left.dtype) * weights[part].to(left.dtype)
         # (blocks, channels * rows, frequencies, generators)
-        left = left[:, :, :outer, :top].permute(0, 2, 3, 1, 4).flatten(1, 2)
+        left = left[:, :, :row_channels, :top].permute(0, 2, 3, 1, 4).flatten(1, 2)
         right = right.permute(0, 2, 3, 1, 4).flatten(1, 2)
         if even:
             left, right, waves = left.real.contiguous(), right.real.contiguous(), waves.real
@@ -101,7 +104,7 @@ def column_blocks(
             shifted = left * wave[:, None]
             shifted = (torch.view_as_real(shifted) if split_complex else shifted).flatten(2)
             S[:, number].baddbmm_(shifted, right, beta=0 if definite else 1, alpha=1 if definite else -1)
-    S = S.unflatten(-1, (channels, height)).unflatten(2, (outer, top))
+    S = S.unflatten(-1, (channels, height)).unflatten(2, (row_channels, top))
     if not definite:
         return S
     before, after = (S.narrow(-1, first, height - 1).unbind(3) for first in (0, 1))
@@ -110,7 +113,7 @@ def column_blocks(
     return S
 
 
-def _coupling(columns: Tensor, inverse: Tensor, border: CrossedBorder) -> tuple[Tensor, Tensor]:
+def _coupling(row_kernels: Tensor, inverse: Tensor, border: CrossedBorder) -> tuple[Tensor, Tensor]:
     r"""The factors of what H takes away, :math:`X_\omega D_\omega^{-1} X_\omega^H`.
 
     They cost as much as the displacement times half of the rows of H; the displacement of an indefinite operator is a
@@ -119,14 +122,14 @@ def _coupling(columns: Tensor, inverse: Tensor, border: CrossedBorder) -> tuple[
     Returns:
         ``(blocks, frequencies, channels, height, channels * rows of H)`` each.
     """
-    (n, _), device = border.grid, columns.device
+    (n, _), device = border.grid, row_kernels.device
     rows_above, rows = torch.arange(border.height, device=device), torch.arange(n - border.depth, n, device=device)
     present = (rows_above < torch.tensor(border.rows, device=device)[:, None])[..., None]
-    X = columns[:, (rows_above[:, None] - rows) % n].permute(0, 3, 4, 1, 5, 2).flatten(4) * present
+    X = row_kernels[:, (rows_above[:, None] - rows) % n].permute(0, 3, 4, 1, 5, 2).flatten(4) * present
     return (X.flatten(2, 3) @ inverse).reshape(X.shape), X
 
 
-def _generators(spectrum: Tensor, columns: Tensor, strip: Strip, border: CrossedBorder) -> tuple[Tensor, Tensor]:
+def _generators(spectrum: Tensor, row_kernels: Tensor, strip: Strip, border: CrossedBorder) -> tuple[Tensor, Tensor]:
     """The factors of the displacement, ``(blocks, frequencies, channels, height, 2 * channels)`` each."""
     (n, _), device = border.grid, spectrum.device
     blocks, _, f, channels, _ = spectrum.shape
@@ -139,7 +142,7 @@ def _generators(spectrum: Tensor, columns: Tensor, strip: Strip, border: Crossed
     sources[:, at_sources, :, twice, torch.arange(2 * channels, device=device)] = 1
     rows = torch.arange(n - border.depth, n, device=device)
     lags = (rows[:, None] - at_sources) % n
-    at_rows = _entries(columns, lags, twice)
+    at_rows = _entries(row_kernels, lags, twice)
     h = strip.inverse @ at_rows
     sources[:, rows] -= h.unflatten(2, (channels, len(rows))).permute(0, 3, 1, 2, 4)
     solved = torch.fft.ifft(spectrum @ torch.fft.fft(sources, dim=1), dim=1)
@@ -155,10 +158,10 @@ def _generators(spectrum: Tensor, columns: Tensor, strip: Strip, border: Crossed
     return left, torch.cat([x, z], dim=-1)
 
 
-def _entries(columns: Tensor, lags: Tensor, channel: Tensor) -> Tensor:
+def _entries(row_kernels: Tensor, lags: Tensor, channel: Tensor) -> Tensor:
     """The operator from the unit block columns' cells to the rows of H, ``(blocks, frequencies, rows, cells)``."""
     # advanced indices at dimensions 1 and 4 bring (rows, sources) to the front
-    entries = columns[:, lags, :, :, channel]
+    entries = row_kernels[:, lags, :, :, channel]
     return entries.permute(2, 3, 4, 0, 1).flatten(2, 3)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.direct.crossed_border import CrossedBorder
-from lsconv.fourier.batched_linalg import hermitian_inverse, indefinite_inverse
+from lsconv.fourier.batched_linalg import inverse_of_hermitian
 from lsconv.operators.fft_convolution import FEW_WAVES, plane_waves
 
 __all__ = ["Strip"]
@@ -20,30 +20,30 @@ class Strip:
     """``D^-1`` for each frequency along the rows, and the waves that transform between H and the spectrum.
 
     Args:
-        columns: the block-circulant operator, transformed back along the first axis:
-            ``(blocks, rows, frequencies, channels, channels)``.
+        row_kernels: the block-circulant operator transformed back along the first axis: a kernel over the rows for
+            each frequency along them, ``(blocks, rows, frequencies, channels, channels)``.
         border: the border of which H is a part.
         definite: the operator is positive definite.
     """
 
-    def __init__(self, columns: Tensor, border: CrossedBorder, *, definite: bool) -> None:
-        (n, _), device = border.grid, columns.device
+    def __init__(self, row_kernels: Tensor, border: CrossedBorder, *, definite: bool) -> None:
+        (n, _), device = border.grid, row_kernels.device
         rows = torch.arange(n - border.depth, n)
         present = (rows >= torch.tensor(border.rows)[:, None]).flatten().to(device)  # channels * rows
         lags = (rows[:, None] - rows) % n
-        D = columns[:, lags.to(device)].permute(0, 3, 4, 1, 5, 2).flatten(4).flatten(2, 3)  # blocks, frequencies
+        D = row_kernels[:, lags.to(device)].permute(0, 3, 4, 1, 5, 2).flatten(4).flatten(2, 3)  # blocks, frequencies
         pairs = present[:, None] & present
         D = torch.where(pairs, D, torch.eye(len(present), dtype=D.dtype, device=device))
-        self.inverse = hermitian_inverse(D.contiguous()) if definite else indefinite_inverse(D)
+        self.inverse = inverse_of_hermitian(D, definite=definite)
         self.inverse *= pairs
         self._present, self._depth, self._rows = present, border.depth, n
         self._read: Tensor | None = None
         self._write: Tensor | None = None
         if border.depth <= FEW_WAVES:
-            waves = plane_waves(rows, n, n).to(device, columns.dtype)
+            waves = plane_waves(rows, n, n).to(device, row_kernels.dtype)
             self._read, self._write = waves / n, waves.mH.contiguous()
 
-    def clear(self, u: Tensor, t: Tensor) -> None:
+    def eliminate(self, u: Tensor, t: Tensor) -> None:
         """Subtract the rows ``D^-1 t`` of one spectrum from another, in place: with ``t = Q u``, Q u vanishes there.
 
         Args:

@@ -32,12 +32,12 @@ import torch
 from torch import Tensor
 
 from lsconv.border.border_set import Border, BorderEntries, gathered
-from lsconv.border.cost_model import CostModel, FactorCost, Limits
+from lsconv.border.cost_model import CostModel, Limits
+from lsconv.border.factored_capacitance import FactoredCapacitance
 from lsconv.border.stack_system import StackRows
-from lsconv.border.system.krylov import RESTART, Allowance, Recycling, border_gmres, conjugate_gradients
-from lsconv.fourier.batched_linalg import DenseInverse, hermitian_inverse, indefinite_inverse
-from lsconv.fourier.symbol import FactoredCapacitance, FrequencyMatrices, Grid
-from lsconv.operators.memory import allowed_bytes
+from lsconv.border.system.border_krylov import RESTART, Allowance, Recycling, border_cg, border_gmres
+from lsconv.fourier.batched_linalg import DenseInverse, inverse_of_hermitian
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 
 __all__ = ["BorderProblem", "BorderSystem", "Schwarz", "Subdomain", "SubdomainSum"]
 
@@ -47,29 +47,27 @@ class BorderProblem:
     """A block-circulant operator restricted to a border.
 
     Attributes:
-        matrices: the Hermitian operator Q.
+        Q: the Hermitian operator.
         border: the cells to which it is restricted.
         model: the cost model, with the number of blocks and whether Q is positive definite on the border.
         restricted: every cell takes its correction from one subdomain; False: additive.
-        limits: on the preconditioner and on factors.
-        whole_border: precondition by the inverse on the whole border, whatever its size.
+        limits: on the preconditioner, and the bytes that the recycled subspace may take.
         stack: the rows of a stack of which Q is the capacitance by factors.
     """
 
-    matrices: FrequencyMatrices | FactoredCapacitance
+    Q: FrequencyMatrices | FactoredCapacitance
     border: Border
     model: CostModel
     restricted: bool = False
     limits: Limits = field(default_factory=Limits)
-    whole_border: bool = False
     stack: StackRows | None = None
 
     def product(self, u: Tensor) -> Tensor:
         """``(Q u)`` on the border for border vectors ``(rhs, blocks, size)``, over the whole grid."""
         if self.stack is not None:
             return self.stack.product(u)
-        assert isinstance(self.matrices, FrequencyMatrices)
-        product = self.border.gather(self.matrices.on_grid(self.border.scatter(u)))
+        assert isinstance(self.Q, FrequencyMatrices)
+        product = self.border.gather(self.Q.on_grid(self.border.scatter(u)))
         return product if self.border.diagonal is None else product.addcmul_(self.border.diagonal, u)
 
 
@@ -110,9 +108,8 @@ class SubdomainSum:
 
     def __init__(self, subdomains: Sequence[Subdomain], size: int, owner: Tensor | None) -> None:
         self._index = torch.cat([subdomain.index for subdomain in subdomains])
-        self._places: Tensor | None = (
-            None  # index of the correction of each cell in the concatenation of all corrections
-        )
+        # the index of the correction of each cell in the concatenation of all corrections
+        self._places: Tensor | None = None
         self._subdomains = list(subdomains)
         self._lengths = [len(subdomain.index) for subdomain in subdomains]
         if owner is not None:
@@ -149,23 +146,25 @@ class Schwarz:
         self.subdomains: list[Subdomain] = []
         self.sum: SubdomainSum | None = None  # adds the corrections of the subdomains
         self.full_inverse: DenseInverse | None = None  # the inverse on the whole border, if that is small
-        border, matrices, limits = problem.border, problem.matrices, problem.limits
-        entries = border.size**2 * matrices.blocks
+        border, Q, limits = problem.border, problem.Q, problem.limits
+        entries = border.size**2 * Q.blocks
         small = border.size <= limits.dense_unknowns and entries <= 8 * limits.dense_unknowns**2
-        border_entries = border.entries(matrices)
-        if problem.whole_border or small:
-            self.full_inverse = DenseInverse(border_entries.dense(border), definite=problem.model.definite)
+        border_entries = border.entries(Q)
+        if small:
+            self.full_inverse = DenseInverse(border_entries.dense(), definite=problem.model.definite)
             return
         numbering = border.numbering()
-        used = [a for a, members in enumerate(border.members) if members.any()]
+        used = [a for a, positions in enumerate(border.on_axis) if positions.any()]
         for a in used:
-            self.subdomains.append(self._subdomain(border_entries, numbering, (a,), border.corner((a,), 0)))
+            self.subdomains.append(self._subdomain(border_entries, numbering, (a,), border.cross_section((a,), 0)))
         crossed = [axes for n in range(2, len(used) + 1) for axes in combinations(used, n)] if limits.corners else []
         self._overlaps = {axes: self._overlap(axes) for axes in crossed}
         for axes, overlap in self._overlaps.items():
             if overlap:
-                self.subdomains.append(self._subdomain(border_entries, numbering, axes, border.corner(axes, overlap)))
-        for cells in border.pieces:
+                self.subdomains.append(
+                    self._subdomain(border_entries, numbering, axes, border.cross_section(axes, overlap))
+                )
+        for cells in border.clusters:
             self.subdomains.append(self._subdomain(border_entries, numbering, tuple(range(len(border.grid))), cells))
         self.sum = SubdomainSum(self.subdomains, border.size, self.owners() if problem.restricted else None)
 
@@ -179,7 +178,7 @@ class Schwarz:
         others = Grid(tuple(n for a, n in enumerate(grid) if a not in axes), real=border_entries.Q.grid.real)
         inverse: DenseInverse | FrequencyMatrices
         if others.sizes:
-            inverses = hermitian_inverse(matrices) if definite else indefinite_inverse(matrices)
+            inverses = inverse_of_hermitian(matrices, definite=definite)
             inverse = FrequencyMatrices(others, inverses)
         else:
             inverse = DenseInverse(matrices, definite=definite)
@@ -190,26 +189,26 @@ class Schwarz:
         problem, grid = self.problem, self.border.grid
         limit = problem.limits.corner_unknowns
         if len(grid) == 2:  # in a volume a corner is a line, with one matrix per frequency
-            flops = 2 * problem.model.iteration(1) / problem.matrices.blocks
+            flops = 2 * problem.model.iteration_work(1) / problem.Q.blocks
             limit = max(limit, round((flops * (3 if problem.model.definite else 1.5)) ** (1 / 3)))
         others = math.prod(n for a, n in enumerate(grid) if a not in axes)
         most = min(limit, 2 * limit // math.isqrt(others))
         overlap = min(grid[a] for a in axes) // 4
-        while overlap > 0 and self.border.corner_size(axes, overlap) > most:
+        while overlap > 0 and self.border.cross_section_size(axes, overlap) > most:
             overlap -= max(1, overlap // 8)
         return overlap
 
     def owners(self) -> Tensor:
         """The owner of every cell: the last corner within half of whose overlap it lies, or else its first strip."""
         owner, numbering = torch.full((self.border.size,), -1), self.border.numbering()
-        parts = len(self.subdomains) - len(self.border.pieces)
+        parts = len(self.subdomains) - len(self.border.clusters)
         for number, subdomain in enumerate(self.subdomains):
             if len(subdomain.axes) == 1 or number >= parts:
                 index = subdomain.index.cpu()
                 owner[index] = torch.where(owner[index] < 0, number, owner[index])
             else:
                 overlap = self._overlaps[subdomain.axes]
-                cells = self.border.corner(subdomain.axes, overlap // 2 if overlap > 1 else overlap)
+                cells = self.border.cross_section(subdomain.axes, overlap // 2 if overlap > 1 else overlap)
                 owner[border_index(numbering, subdomain.axes, cells).flatten()] = number
         return owner
 
@@ -236,57 +235,38 @@ class BorderSystem:
 
     Args:
         problem: the operator, its border, and how it is preconditioned.
-        cost: the cost of factors of the whole border, per block; None: iterate at any cost.
-
-    Attributes:
-        budget_used_up: the iterations have cost as much as the factors would, and these fit in memory.
     """
 
-    def __init__(self, problem: BorderProblem, cost: FactorCost | None) -> None:
-        self.problem, self.budget_used_up, self._cost = problem, False, cost
-        self.schwarz = Schwarz(problem)
+    def __init__(self, problem: BorderProblem) -> None:
+        self.problem, self.schwarz = problem, Schwarz(problem)
         self._flexible = problem.restricted or not problem.model.definite  # solved by GMRES
-        dtype, real = problem.matrices.dtype, problem.matrices.grid.real
+        dtype, real = problem.Q.dtype, problem.Q.grid.real
         vectors = 2 * RESTART * problem.model.blocks * problem.border.size
         item = (dtype.to_real() if real else dtype.to_complex()).itemsize
         spare = problem.limits.spare_bytes
         self._recycling = Recycling(RESTART if spare is None or vectors * item <= spare else 0)
-        # the work that iterations may still cost before factors replace them
-        self._budget = math.inf
-        if cost is not None and problem.limits.later and self.schwarz.full_inverse is None:
-            self._budget = problem.model.factor_work(cost)
 
     def __call__(self, u: Tensor) -> Tensor:
         """The operator times border vectors ``(rhs, blocks, size)``."""
         return self.problem.product(u)
 
-    def solve(self, b: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Solve to a relative residual of ``tolerance``, from ``start``; return the unknowns and the iterations.
-
-        If :attr:`budget_used_up` is true afterwards, the unknowns are not converged.
-        """
-        if self._budget <= 0 and self._factors_fit():
-            return torch.zeros_like(b), torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
-        each = self.problem.model.iteration(b.shape[0])
-        allowance = None if self._budget == math.inf else Allowance(math.ceil(self._budget / each))
-        u, count = self._iterate(b, tolerance, max_iter, start, allowance)
-        taken = int(count.max())
-        if self._cost is not None:
-            self._budget -= max(0.0, taken * each - self.problem.model.reading(self._cost))
-        if allowance is None or not allowance.exceeded or taken >= max_iter or self._factors_fit():
-            return u, count
-        u, further = self._iterate(b, tolerance, max_iter - taken, u)
-        return u, count + further
-
-    def _iterate(
+    def solve(
         self,
         b: Tensor,
         tolerance: Tensor | float,
         max_iter: int,
-        start: Tensor | None,
+        start: Tensor | None = None,
         allowance: Allowance | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Solve with ``b`` to a relative tolerance from ``start``, and return u and the iterations per item."""
+        """Solve to a relative residual, and return the unknowns and the iterations of every system.
+
+        Args:
+            b: right-hand sides, ``(rhs, blocks, size)``.
+            tolerance: the residual relative to b.
+            max_iter: limit on the iterations.
+            start: the unknowns to start from; None: zeros.
+            allowance: the iterations end, not converged, where it is exceeded; None: there is none.
+        """
         r = b if start is None else b - self(start)
         bound = tolerance * torch.linalg.vector_norm(b, dim=-1, keepdim=True)
         norm = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
@@ -297,17 +277,8 @@ class BorderSystem:
                 self, self.schwarz, r, relative, max_iter, check_every, recycling=self._recycling, allowance=allowance
             )
         else:
-            u, count = conjugate_gradients(self, self.schwarz, r, relative, max_iter, check_every, allowance)
+            u, count = border_cg(self, self.schwarz, r, relative, max_iter, check_every, allowance)
         return u if start is None else start + u, count
-
-    def _factors_fit(self) -> bool:
-        """Tell whether the factors of the whole border fit in memory; if not, iterate from now on."""
-        assert self._cost is not None
-        allowed = allowed_bytes(self.problem.limits.spare_bytes, self.problem.matrices.device)
-        self.budget_used_up = self.problem.model.bytes(self._cost) <= allowed
-        if not self.budget_used_up:
-            self._budget = math.inf
-        return self.budget_used_up
 
     @property
     def work_vectors(self) -> int:
@@ -317,4 +288,4 @@ class BorderSystem:
     @property
     def nbytes(self) -> int:
         """Bytes of the operator and of its preconditioner."""
-        return sum(part.nbytes for part in (self.problem.matrices, self.schwarz, self._recycling))
+        return sum(part.nbytes for part in (self.problem.Q, self.schwarz, self._recycling))

@@ -29,9 +29,10 @@ from torch import Tensor
 
 from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.errors import MethodError
-from lsconv.fourier.batched_linalg import hermitian_inverse
+from lsconv.fourier.batched_linalg import hermitian_inverse_
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
+from lsconv.fourier.symbol import symbol
 from lsconv.inverse.admm.proximal import Term
 from lsconv.inverse.admm.spectral_image import SpectralImage
 from lsconv.inverse.admm.split_images import (
@@ -111,7 +112,7 @@ class ExtendedGrid:
         if self.zero_outside and not any(self._constrains_outside(term) for term in self.terms):
             identity = Identity(A.in_shape, dtype=A.dtype, device=A.device)
             self.terms.append(_zero_constraint(identity))
-        embedding = Embedding(A, self.grid_sizes, batch, only_read=True, constrained=penalty.constrained)
+        embedding = Embedding(A, self.grid_sizes, batch, tapped_phases_only=True, constrained=penalty.constrained)
         self.grid = Grid(self.grid_sizes, real=not A.is_complex)
         self.layout = GridLayout(self.grid, batch, A.in_shape[0], A.groups, A.spatial_in, A.dtype, A.device)
         S = symbol(self.A, embedding).repeated(embedding.blocks)
@@ -173,7 +174,7 @@ class ExtendedGrid:
         self._mu = mu.reshape(1, -1, *(1,) * (len(self.grid_sizes) + 1)).to(self.A.dtype.to_complex())
         diagonal.add_(mu.reshape(-1, *(1,) * (diagonal.ndim - 1)))
         # complex, because products of real and complex tensors are slow
-        self._inverse = FrequencyMatrices(self.grid, hermitian_inverse(normal).to(self.A.dtype.to_complex()))
+        self._inverse = FrequencyMatrices(self.grid, hermitian_inverse_(normal).to(self.A.dtype.to_complex()))
 
     def step(self, reflected: Sequence[Tensor], relaxation: float) -> list[Tensor]:
         """Return the images ``C_j x`` of the minimiser, given the ``r_j / 2``."""

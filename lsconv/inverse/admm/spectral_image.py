@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-from lsconv.fourier.symbol import FrequencyMatrices, Grid
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 from lsconv.operators.batch_layout import CACHE_BYTES
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.fft_convolution import good_fft_length

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsconv.fourier.symbol import FrequencyMatrices, Grid
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 from lsconv.inverse.admm.proximal import Term
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient

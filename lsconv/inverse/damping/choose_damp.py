@@ -18,7 +18,6 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, InputWarning, ShapeError, warn
 from lsconv.factored.batch_axes import Reduction
-from lsconv.fourier.circulant import real_dtype
 from lsconv.inverse.damping.decomposed_path import DecomposedPath
 from lsconv.inverse.damping.measured import zero_rows
 from lsconv.inverse.damping.path_choice import damp_paths
@@ -34,6 +33,7 @@ from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import accept_operator, accept_penalty, prepare
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import real_dtype
 from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import untraced
 

@@ -64,7 +64,7 @@ def _exact_path(A: LinearOperator, y: Tensor, L: LinearOperator | None, trace: s
     """The path with exact traces, where there is one that is cheap or was asked for; else None."""
     if trace == "stochastic":
         return None
-    if L is None and isinstance(A, Convolution) and Embedding.exists(A):
+    if L is None and isinstance(A, Convolution) and Embedding.serves(A):
         try:
             limits = {} if trace == "exact" else {"max_unknowns": DEFAULT_LIMITS.dense_unknowns}
             return ExactPath(ExactInfluence(A, **limits), y, count)
@@ -133,7 +133,7 @@ def _with_missing(A: LinearOperator) -> tuple[Convolution, Tensor | None] | None
     if isinstance(A, Convolution):
         return A, None
     weighted = weighted_convolution(A)
-    if weighted is None or not Embedding.exists(weighted[1]):
+    if weighted is None or not Embedding.serves(weighted[1]):
         return None
     scale, core = weighted
     if scale.ndim > len(core.out_shape) or not _is_mask(scale):

@@ -35,9 +35,9 @@ from torch import Tensor
 
 from lsconv.border.influence import ExactInfluence
 from lsconv.border.penalty import Penalty, as_convolutions
-from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
+from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse_
 from lsconv.fourier.circulant import block_circulant, circulant_embedding, double_symbol
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, repeat_for_items
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
@@ -157,15 +157,11 @@ class FilterPath:
         """Return residual, penalty and trace at ``damp``; see :class:`DampPath`."""
         embedding = block_circulant(self.A, tuple(damp.shape))
         S = double_symbol(self.A, embedding)
-        P = (
-            self.P
-            if self.P.shape[0] == 1
-            else self.P.repeat(embedding.blocks // self.P.shape[0], *(1,) * (S.matrices.ndim - 1))
-        )
+        P = self.P if len(self.P) == 1 else repeat_for_items(self.P, embedding.blocks)
         mu = embedding.per_block(damp.double().square()).reshape(-1, *(1 for _ in S.matrices.shape[1:]))
         normal = S.matrices.mH @ S.matrices + mu * (P.mH @ P)
         factor, _ = torch.linalg.cholesky_ex(normal)
-        inverse = hermitian_inverse(normal.contiguous())
+        inverse = hermitian_inverse_(normal.contiguous())
         influence = S.matrices @ inverse @ S.matrices.mH
         weights = S.grid.weights(self.A.device, torch.float64)
         freedom = (influence.diagonal(dim1=-2, dim2=-1).real.sum(-1) * weights).flatten(1).sum(1)

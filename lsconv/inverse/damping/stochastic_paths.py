@@ -179,7 +179,7 @@ class BorderPath(_StochasticPath):
     @staticmethod
     def serves(A: LinearOperator, L: LinearOperator | None) -> bool:
         """Tell whether the border method serves A and L."""
-        if not isinstance(A, Convolution) or not Embedding.exists(A):
+        if not isinstance(A, Convolution) or not Embedding.serves(A):
             return False
         terms = [] if L is None else as_convolutions(L, A.ndim)
         return terms is not None and (not terms or Penalty.serves(A, terms))
@@ -200,7 +200,7 @@ class BorderPath(_StochasticPath):
                 # The bound is valid for definite forms only, not for the saddle form.
                 largest = frobenius(inverse.inverse.matrices).amax()
                 well_conditioned = inverse.form != "saddle" and bool(
-                    largest * inverse.scale.amax() * torch.finfo(torch.float32).eps < 2 * TOLERANCE
+                    largest * inverse.norm_squared_bound.amax() * torch.finfo(torch.float32).eps < 2 * TOLERANCE
                 )
             if inverse is not None and well_conditioned:
                 return self.A, self.L, inverse
@@ -252,7 +252,7 @@ class BorderPath(_StochasticPath):
             lead = inverse.embedding.split_batch(tuple(f.shape[: f.ndim - inverse.embedding.ndim - 1]))[1]
             fits = start.shape[:2] == (lead, inverse.embedding.blocks) and start.dtype == f.dtype
             start = start if fits else None
-        return inverse.continued(f, tolerance, 300, start)
+        return inverse.solve_from(f, tolerance, 300, start)
 
 
 class SolverPath(_StochasticPath):

@@ -24,7 +24,7 @@ import math
 import torch
 from torch import Tensor
 
-from lsconv.fourier.symbol import Grid
+from lsconv.fourier.frequency_matrices import Grid
 from lsconv.inverse.damping.paths import Evaluation
 from lsconv.operators.algebra import Scaled, VStack
 from lsconv.operators.base import LinearOperator

@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from lsconv.fourier.symbol import Grid
+from lsconv.fourier.frequency_matrices import Grid
 from lsconv.inverse.damping.paths import Evaluation
 from lsconv.inverse.damping.surrogate import TaperedPath, taper, without_padding
 from lsconv.operators.algebra import Product

@@ -26,11 +26,11 @@ from torch import Tensor
 
 from lsconv.errors import MethodError
 from lsconv.factored.kronecker import along_axes, separable_svd
-from lsconv.fourier.circulant import block_circulant, double_symbol, real_dtype
+from lsconv.fourier.circulant import block_circulant, double_symbol
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import double
+from lsconv.operators.dtypes import double, real_dtype
 from lsconv.operators.elementary import FromFunctions
 
 __all__ = ["SingularValueDecomposition", "svd"]

@@ -14,7 +14,6 @@ from lsconv.border.influence import EXACT_UNKNOWNS
 from lsconv.border.penalty import Filter, Penalty, as_convolutions
 from lsconv.errors import ArgumentError, ArgumentTypeError, MethodError, PlanMemoryError, ShapeError, warn
 from lsconv.fourier.batched_linalg import slogdet as dense_slogdet
-from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.functions.square import square_slogdet
 from lsconv.inverse.functions.stochastic import Estimate, Probes, log_determinant, trace_of_inverse
@@ -25,7 +24,7 @@ from lsconv.operators.algebra import Adjoint, Product
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import double
+from lsconv.operators.dtypes import double, real_dtype
 from lsconv.operators.elementary import Crop, Mask
 from lsconv.operators.transforms import hidden_by_vmap, untraced
 
@@ -285,7 +284,7 @@ def _truncated(problem: _Problem, *, max_unknowns: int | None = EXACT_UNKNOWNS) 
         if not bool((unmeasured == unmeasured[:1]).all()):
             return None
         unmeasured = unmeasured[0]
-    if not isinstance(A, Convolution) or not Embedding.exists(A):
+    if not isinstance(A, Convolution) or not Embedding.serves(A):
         return None
     penalty: tuple[list[Filter], Tensor] | None = None
     if problem.L is not None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, ConvergenceWarning, MethodError, warn
 from lsconv.fourier import spectrum
-from lsconv.fourier.circulant import block_circulant, real_dtype
+from lsconv.fourier.circulant import block_circulant
 from lsconv.fourier.frequency_inverse import singular_values_by_frequency
 from lsconv.fourier.symbol import symbol
 from lsconv.krylov.gradients.attach import needs_gradient
@@ -15,7 +15,7 @@ from lsconv.krylov.lanczos import Lanczos
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import double
+from lsconv.operators.dtypes import double, real_dtype
 from lsconv.operators.transforms import untraced
 
 __all__ = ["leading_vector", "norm"]

@@ -11,7 +11,8 @@ from lsconv.border.influence import EXACT_UNKNOWNS
 from lsconv.errors import MethodError
 from lsconv.fourier.batched_linalg import slogdet
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, symbol
+from lsconv.fourier.frequency_matrices import FrequencyMatrices
+from lsconv.fourier.symbol import symbol
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.transforms import hidden_by_vmap
 
@@ -28,7 +29,7 @@ def square_slogdet(A: Convolution) -> tuple[Tensor, Tensor] | None:
     Raises:
         MethodError: the circulant is too badly conditioned, or the border has too many unknowns.
     """
-    if set(A.stride) != {1} or A.c_in != A.c_out or A.spatial_in != A.spatial_out or not Embedding.exists(A):
+    if set(A.stride) != {1} or A.c_in != A.c_out or A.spatial_in != A.spatial_out or not Embedding.serves(A):
         return None
     embedding = Embedding(A, (1,) * A.ndim)
     S = symbol(A, embedding)

@@ -1,6 +1,6 @@
 """The plans that need more than a border, a circulant or a matrix: Krylov methods, and those made of other plans.
 
-``krylov_plan`` and ``krylov_choice`` (which preconditioner), ``fourier_plan``, ``dense_stack``. Two plans hand over to
+``krylov_plan`` and ``krylov_choice`` (which preconditioner), ``dense_stack``. Two plans hand over to
 the border, once the work they have done would have paid for it (``route_costs``): that of ``lsmr_then_border`` iterates
 first (it is a ``certified_lsmr``), that of ``small_matrices`` solves axis by axis first. ``cosine_plan`` serves even
 kernels with reflect padding. ``request`` is what the rules of ``inverse/route`` read. ``composed`` has the rules whose

@@ -33,7 +33,7 @@ def reduced(A: LinearOperator, request: PlanRequest) -> Plan | None:
     smaller = None if request.method == "svd" else reduction(A, keep_shapes=not request.any_method)
     if smaller is None:
         return None
-    plan: Plan = request.plan(smaller.B, damp=smaller.damp(request.damp))
+    plan: Plan = request.plan(smaller.B, damp=smaller.reshape_damp(request.damp))
     return plan if smaller.same_shapes else ReducedPlan(smaller, plan, request.damp)
 
 
@@ -50,7 +50,7 @@ def measured_rows(A: LinearOperator, request: PlanRequest) -> Plan | None:
         rows = MeasuredRows.of(A)
     if rows is None or not isinstance(rows.core, Convolution):
         return None
-    weight = rows.uniform()
+    weight = rows.uniform_weight()
     if weight is not None and not are_scattered(rows.scale == 0, rows.core.ndim):
         return None
     try:

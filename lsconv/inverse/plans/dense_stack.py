@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lsconv.factored.singular_values import SingularValuePlan
+from lsconv.factored.dense_svd import SingularValuePlan
 from lsconv.krylov.loop.certificate import NormBounds
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import DirectWork, direct_work
+from lsconv.border.cost_model import PlanCost, direct_plan_cost
 from lsconv.inverse.plans.certified_lsmr import CertifiedLsmrPlan
 from lsconv.inverse.plans.route_costs import (
     CALL_OVERHEAD,
@@ -84,7 +84,7 @@ def _preconditioned(
 
     None where it is expected to take longer.
     """
-    work = direct_work(A, tuple(torch.as_tensor(damp).shape)).setup if planes is None else planes.work
+    work = direct_plan_cost(A, tuple(torch.as_tensor(damp).shape)).setup_work if planes is None else planes.work
     if A.ndim == 1:  # on a line, an iteration with the preconditioner costs as much as three without
         limit = int(work / (3 * iteration))
         return LsmrThenBorderPlan(A, damp, limit, preconditioned=True) if limit >= _FEWEST_ITERATIONS else None
@@ -182,15 +182,15 @@ class LsmrThenBorderPlan(CertifiedLsmrPlan):
         if (A.c_in + A.c_out) // A.groups <= 2 and self.total >= self.max_iterations:
             return True
         spent = self.total * iteration_work(A)
-        return self.solved > 0 and spent - self._factors.solve * self.solved >= self._factors.setup
+        return self.solved > 0 and spent - self._factors.solve_work * self.solved >= self._factors.setup_work
 
     @functools.cached_property
-    def _factors(self) -> DirectWork:
+    def _factors(self) -> PlanCost:
         """The work of the border's factors, of making and of solving with them; infinite where they do not fit."""
         A = _convolution(self.A)
-        work = direct_work(A, tuple(torch.as_tensor(self.damp).shape))
-        fits = work.bytes <= allowed_bytes(None, A.device)
-        return work if fits else DirectWork(math.inf, math.inf, work.bytes)
+        work = direct_plan_cost(A, tuple(torch.as_tensor(self.damp).shape))
+        fits = work.peak_bytes <= allowed_bytes(None, A.device)
+        return work if fits else PlanCost(math.inf, math.inf, work.peak_bytes)
 
     def gives_way(self, y: Tensor) -> bool:
         """Tell whether the fallback should solve for ``y``, ``(*batch, *out_shape)``.

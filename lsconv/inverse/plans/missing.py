@@ -23,7 +23,7 @@ from lsconv.border.border_set import largest_block
 from lsconv.border.missing_blocks import MissingBlocks
 from lsconv.border.normal_inverse import normal_inverse
 from lsconv.border.normal_problem import Request, least_shift
-from lsconv.border.outer_iteration import NormalEquations, iterated
+from lsconv.border.outer_iteration import NormalEquations, iterate_or_drop_factors
 from lsconv.border.penalty import Penalty, common_grid_filters
 from lsconv.errors import MethodError
 from lsconv.fourier.embedding import Embedding
@@ -86,7 +86,7 @@ class MissingPlan(PenalisedPlan):
         self.A, self.rows, self.L = A, rows, L
         self.inner: Plan = inner  # type: ignore[assignment]  # None in subclasses, which do not use it
         self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
-        weight = rows.uniform()
+        weight = rows.uniform_weight()
         assert weight is not None
         self.core, self.precise = (B.to(dtype=double(A.dtype)) for B in (rows.core, A))
         self.measured = MeasuredRows(self.core, rows.scale.to(self.core.dtype), rows.rows.to(dtype=self.core.dtype))
@@ -304,22 +304,22 @@ class MissingBorderPlan(MissingPlan):
         core = self.core
         assert isinstance(core, Convolution)
         lost = rows.missing(core.groups)
-        if lost is None or not Embedding.exists(core) or self._root_weight.numel() > 1:
+        if lost is None or not Embedding.serves(core) or self._root_weight.numel() > 1:
             raise MethodError("A: one border serves items and groups that miss the same outputs, behind zero padding")
         core = core.with_parameters([core.weight.detach() * self._root_weight.reshape(())])
         terms, L = common_grid_filters(core, L), None if L is None else L.to(dtype=core.dtype)
         self.masked_problem = Penalised(Mask(~lost, dtype=core.dtype) @ core, self.damp, L)
         self.scaled, self.scaled_damp = self.masked_problem.stack, self.masked_problem.shift
-        self.unit, self.read, self.factor_dtype = torch.ones_like(self.damp), None, core.weight.real.dtype
+        self.unit, self.observed_inputs, self.factor_dtype = torch.ones_like(self.damp), None, core.weight.real.dtype
         floor = least_shift(self.factor_dtype, damped=True)
         self.inverse = normal_inverse(Request.of(core, self.damp, terms, floor=floor, missing=lost))
         if L is None:
-            self.read = self.inverse.embedding.read_inputs()
+            self.observed_inputs = self.inverse.embedding.observed_inputs()
 
     def _filled_in(self, y: Tensor, tolerances: Tolerances, max_iter: int | None) -> tuple[Tensor, Tensor, Tensor]:
         tolerances = Tolerances.of(self.core.dtype, tolerances.rtol, tolerances.atol)
         data = self.masked_problem.data(self.measured.data(y) * self._root_weight.reshape(()))
-        outer = iterated(lambda: NormalEquations(self, y=data, tolerances=tolerances, max_iter=max_iter))
+        outer = iterate_or_drop_factors(lambda: NormalEquations(self, y=data, tolerances=tolerances, max_iter=max_iter))
         return outer.x, outer.iterations, torch.full_like(outer.tolerance_ratio > 1, self.inverse.side != "residual")
 
     def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
@@ -329,7 +329,7 @@ class MissingBorderPlan(MissingPlan):
             apply = lambda data, rtol: self._filled_in(data, Tolerances.of(self.core.dtype, rtol, 0.0), None)[0]
             return normal_by_apply(self.precise, self.damp, apply, g64, rtol=rtol, extra_digits=1.0)
         tolerances = Tolerances.of(self.core.dtype, rtol, 0.0)
-        return iterated(lambda: NormalEquations(self, v=g64, tolerances=tolerances)).x
+        return iterate_or_drop_factors(lambda: NormalEquations(self, v=g64, tolerances=tolerances)).x
 
     def __repr__(self) -> str:
         percentage = 100 * float(self.missing.double().mean())

@@ -37,7 +37,7 @@ class ReducedPlan(Plan):
 
     def with_damp(self, damp: Tensor | float) -> ReducedPlan | None:
         """The plan for another damping, with the factors of this one; None where B's plan has none to share."""
-        plan = self.plan.with_damp(self.reduction.damp(damp))
+        plan = self.plan.with_damp(self.reduction.reshape_damp(damp))
         return None if plan is None else ReducedPlan(self.reduction, plan, damp)
 
     @torch.no_grad()
@@ -50,8 +50,8 @@ class ReducedPlan(Plan):
         """
         reduction = self.reduction
         with unreported():
-            parts = self.plan.solve(reduction.outputs_of(y), rtol=rtol, atol=atol, max_iter=max_iter)
-        solution = replace(parts, x=reduction.to_inputs(parts.x))
+            parts = self.plan.solve(reduction.restrict_outputs(y), rtol=rtol, atol=atol, max_iter=max_iter)
+        solution = replace(parts, x=reduction.extend_inputs(parts.x))
         if reduction.folded:
             count = len(reduction.folded)
             flat: dict[str, Any] = {
@@ -81,44 +81,44 @@ class ReducedPlan(Plan):
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``, without a certificate."""
-        return self.reduction.to_inputs(self.plan.apply(self.reduction.outputs_of(y), rtol=rtol))
+        return self.reduction.extend_inputs(self.plan.apply(self.reduction.restrict_outputs(y), rtol=rtol))
 
     @torch.no_grad()
     def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
         """The adjoint of :meth:`apply`."""
-        return self.reduction.to_outputs(self.plan.adjoint(self.reduction.inputs_of(v), rtol=rtol))
+        return self.reduction.extend_outputs(self.plan.adjoint(self.reduction.restrict_inputs(v), rtol=rtol))
 
     @torch.no_grad()
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
         reduction = self.reduction
-        inner = reduction.inputs_of(g)
-        x = reduction.to_inputs(self.plan.normal_solve(inner, rtol=rtol))
+        inner = reduction.restrict_inputs(g)
+        x = reduction.extend_inputs(self.plan.normal_solve(inner, rtol=rtol))
         if reduction.reads_all:
             return x
         mu = over_items(self.damp.square().to(g.real.dtype), len(self.A.in_shape))
-        unread = g - reduction.to_inputs(inner)
+        unread = g - reduction.extend_inputs(inner)
         return x + torch.where(mu > 0, unread / torch.where(mu > 0, mu, 1), 0)
 
     @torch.no_grad()
     def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
         """``(A^H A)^{-1} g`` where the plan for B has it, else None."""
-        x = self.plan.gram_solve(self.reduction.inputs_of(g), rtol=rtol)
-        return None if x is None else self.reduction.to_inputs(x)
+        x = self.plan.gram_solve(self.reduction.restrict_inputs(g), rtol=rtol)
+        return None if x is None else self.reduction.extend_inputs(x)
 
     def attempt_apply(self, y: Tensor) -> tuple[Tensor, Tensor] | None:
         """Compute :meth:`apply` of ``y``, where the plan for B misses no item; else None."""
-        found = self.plan.attempt_apply(self.reduction.outputs_of(y))
+        found = self.plan.attempt_apply(self.reduction.restrict_outputs(y))
         if found is None or bool(found[1].any()):
             return None
-        return self.reduction.to_inputs(found[0]), found[1].new_zeros(())
+        return self.reduction.extend_inputs(found[0]), found[1].new_zeros(())
 
     def attempt_adjoint(self, v: Tensor) -> tuple[Tensor, Tensor] | None:
         """Compute :meth:`adjoint` of ``v``, where the plan for B misses no item; else None."""
-        found = self.plan.attempt_adjoint(self.reduction.inputs_of(v))
+        found = self.plan.attempt_adjoint(self.reduction.restrict_inputs(v))
         if found is None or bool(found[1].any()):
             return None
-        return self.reduction.to_outputs(found[0]), found[1].new_zeros(())
+        return self.reduction.extend_outputs(found[0]), found[1].new_zeros(())
 
     def tolerances(self, rtol: float | None, atol: float = 0.0) -> Tolerances:
         """The tolerances of a solve, those of the plan for B."""

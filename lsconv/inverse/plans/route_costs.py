@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import direct_work, plan_bytes
+from lsconv.border.cost_model import direct_plan_cost, plan_bytes
 from lsconv.fourier.embedding import Embedding
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
@@ -46,10 +46,10 @@ def border_setup_work(A: Convolution, damp_shape: tuple[int, ...] = ()) -> float
     With a stride, factors of many groups are left out of the comparison: they take several times longer than their
     operations suggest.
     """
-    factors, iterated = direct_work(A, damp_shape), border_iteration_work(A, damp_shape)
-    fit = factors.bytes <= allowed_bytes(None, A.device)
+    factors, iterated = direct_plan_cost(A, damp_shape), border_iteration_work(A, damp_shape)
+    fit = factors.peak_bytes <= allowed_bytes(None, A.device)
     counts = fit and (A.groups == 1 or set(A.stride) == {1})
-    return min(factors.setup + factors.solve, iterated) if counts else iterated
+    return min(factors.setup_work + factors.solve_work, iterated) if counts else iterated
 
 
 def border_iteration_work(A: Convolution, damp_shape: tuple[int, ...] = ()) -> float:
@@ -102,7 +102,7 @@ class Planes:
             damp: the damping, a number or one per batch item.
             memory_limit: bytes that the plan may use; None: 60 % of what is free on A's device.
         """
-        if not (isinstance(A, Convolution) and A.ndim == 3 and A.c_in == A.c_out == A.groups and Embedding.exists(A)):
+        if not (isinstance(A, Convolution) and A.ndim == 3 and A.c_in == A.c_out == A.groups and Embedding.serves(A)):
             return None
         damping = torch.as_tensor(damp)
         blocks = A.groups * math.prod(broadcast_shapes(A.batch_shape, damping.shape))

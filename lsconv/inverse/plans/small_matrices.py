@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import CALL_WORK, direct_work
+from lsconv.border.cost_model import CALL_WORK, direct_plan_cost
 from lsconv.errors import MethodError, PlanMemoryError
 from lsconv.factored.batch_axes import Reduction
 from lsconv.factored.direct_plan import DirectPlan
@@ -98,7 +98,7 @@ def _patch_plan(A: Convolution, damp: Tensor | float, rank_options: dict[str, An
 
 def separable_factors(A: Convolution, *, damped: bool) -> Factors | None:
     """The kernel's factors along the axes, where decomposing them should cost less than the border or iterations do."""
-    bordered = Embedding.exists(A)
+    bordered = Embedding.serves(A)
     factors = None if bordered and Embedding(A).is_circulant else Factors.of(A)
     if factors is None:
         return None
@@ -121,7 +121,7 @@ def _normal_equations_plan(A: Convolution, damp: Tensor | float, rank_options: d
     """
     damping, outputs = torch.as_tensor(damp), A.out_numel
     long = all(k >= n for k, n in zip(A.kernel_size, A.spatial_in, strict=True)) and outputs >= 2 * A.in_numel
-    if (not long and A.in_numel**3 / 3 > CALL_WORK) or (Embedding.exists(A) and Embedding(A).is_circulant):
+    if (not long and A.in_numel**3 / 3 > CALL_WORK) or (Embedding.serves(A) and Embedding(A).is_circulant):
         return None
     operations = NormalEquationsPlan.flops(A) * math.prod(broadcast_shapes(A.batch_shape, damping.shape))
     allowed = _KRYLOV_TRANSFORMS * 5 * outputs * math.log2(2 * outputs) if long else 0.0
@@ -165,13 +165,13 @@ class SeparableThenBorderPlan(SeparablePlan):
         """The number of right-hand sides after which the factors pay; infinite where they never do, or do not fit."""
         A, precise = self.A, self.precise
         assert isinstance(precise, Convolution)
-        if A.ndim > 2 or not Embedding.exists(A) or not bool((self.damp > 0).all()):
+        if A.ndim > 2 or not Embedding.serves(A) or not bool((self.damp > 0).all()):
             return math.inf
-        border = direct_work(A, tuple(self.damp.shape))
+        border = direct_plan_cost(A, tuple(self.damp.shape))
         each = (1 + self._steps) * self.flops(A, self._product)[1] + self._steps * iteration_work(precise)
-        if border.solve >= each or border.bytes > allowed_bytes(None, A.device):
+        if border.solve_work >= each or border.peak_bytes > allowed_bytes(None, A.device):
             return math.inf
-        return border.setup / (each - border.solve)
+        return border.setup_work / (each - border.solve_work)
 
     def _adapt(self) -> None:
         super()._adapt()

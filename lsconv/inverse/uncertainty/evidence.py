@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, DtypeError, NonFiniteError
-from lsconv.fourier.circulant import real_dtype
 from lsconv.inverse.damping.choose_damp import null_dimension
 from lsconv.inverse.damping.measured import zero_rows
 from lsconv.inverse.functions.determinants import logdet
 from lsconv.inverse.tikhonov import tikhonov
 from lsconv.inverse.uncertainty.posterior import positive
 from lsconv.krylov.loop.problem import accept_operator
+from lsconv.operators.dtypes import real_dtype
 from lsconv.operators.observed import observed
 from lsconv.operators.transforms import untraced
 

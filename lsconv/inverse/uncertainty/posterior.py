@@ -28,7 +28,6 @@ from torch import Tensor
 
 from lsconv.border.influence import EXACT_UNKNOWNS
 from lsconv.errors import ArgumentError, MethodError
-from lsconv.fourier.circulant import real_dtype
 from lsconv.inverse.damping.measured import zero_rows
 from lsconv.inverse.functions.determinants import logdet
 from lsconv.inverse.functions.triangular import triangular_factor
@@ -38,7 +37,7 @@ from lsconv.inverse.tikhonov import tikhonov
 from lsconv.krylov.loop.problem import accept_operator, accept_penalty
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
-from lsconv.operators.dtypes import double
+from lsconv.operators.dtypes import double, real_dtype
 from lsconv.operators.transforms import untraced
 
 __all__ = ["noise_level", "positive", "posterior_samples", "posterior_std"]

@@ -45,7 +45,7 @@ def accept_operator(A: OperatorLike, b: Any = None, name: str = "A") -> LinearOp
     """
     from lsconv.operators import scipy
 
-    operator = scipy.as_operator(A, name)
+    operator = scipy.to_operator(A, name)
     if isinstance(A, Tensor) and A.ndim > 2 and isinstance(b, Tensor) and b.shape[-1:] != operator.out_shape:
         raise ShapeError(
             f"{name}: a tensor is a matrix (*batch, m, n), and the {operator.out_shape[0]} rows of shape "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.border.cost_model import Limits
+from lsconv.border.cost_model import Factorise, Limits
 from lsconv.border.direct import schur_complement
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_inverse import BorderInverse, normal_inverse
@@ -20,7 +20,7 @@ from lsconv.border.stacked_plan import StackedPlan
 from lsconv.krylov.loop.solution import Status
 
 F64 = torch.float64
-AT_ONCE = Limits(at_once=math.inf)
+AT_ONCE = Limits(factorise=Factorise.AT_ONCE)
 
 
 def direct_of(A: lsconv.Convolution, damp: Tensor) -> DirectInverse:
@@ -84,7 +84,7 @@ def test_solution_dual_and_normal_are_those_of_dense_algebra(start: int) -> None
         agrees(inverse.dual(v).flatten(-n), by_dual, condition)
         if inverse.side == "residual":
             gram, f = dense @ dense.mH + mu * torch.eye(A.out_numel, dtype=A.dtype), y
-        elif inverse.embedding.read_inputs() is not None:
+        elif inverse.embedding.observed_inputs() is not None:
             continue  # the grid has no inputs that no output reads
         else:
             f = v
@@ -184,7 +184,7 @@ def damaged(by: Tensor) -> tuple[BorderPlan, lsconv.Convolution]:
     plan.inverse.factorise_if_cheaper(())
     assert isinstance(plan.inverse.direct, DirectInverse)
     assert isinstance(plan.inverse, BorderInverse)
-    plan.inverse.inverse = plan.inverse.system = plan.inverse.inverse.map(Tensor.clone)  # those of the iteration
+    plan.inverse.inverse = plan.inverse.Q = plan.inverse.inverse.map(Tensor.clone)  # those of the iteration
     plan.inverse.direct._P.matrices.mul_(by)
     return plan, A
 

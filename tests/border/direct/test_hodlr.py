@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.border.cost_model import Limits
+from lsconv.border.cost_model import Factorise, Limits
 from lsconv.border.direct.crossed_border import crossed_border, is_even
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.direct.hodlr import HodlrInverse, HodlrSchur
@@ -15,7 +15,7 @@ from lsconv.border.direct.schur_complement import column_blocks
 from lsconv.border.direct.strip import Strip
 from lsconv.border.normal_problem import NormalProblem, Request
 from lsconv.border.plan import BorderPlan
-from lsconv.fourier.symbol import Grid
+from lsconv.fourier.frequency_matrices import Grid
 
 F64 = torch.float64
 
@@ -43,7 +43,7 @@ def test_matrices_whose_halves_see_each_other_by_few_waves_are_inverted() -> Non
     assert torch.allclose(inverse.logdet, torch.linalg.slogdet(matrices)[1], rtol=1e-10)
 
 
-def test_matrices_of_full_rank_are_told() -> None:
+def test_matrices_of_full_rank_are_recognised() -> None:
     noise = torch.randn(1, 240, 240, dtype=F64, generator=torch.Generator().manual_seed(0))
     assert not hierarchical(noise @ noise.mT + torch.eye(240), 24).low_rank
 
@@ -63,13 +63,13 @@ def test_the_columns_are_solved_as_by_the_dense_border(
     A = lsconv.Conv2d(smooth(*kernel, even=even)[None, None], in_size)
     damps = torch.tensor([0.3, 0.1], dtype=F64) * float(A.weight.sum())
     problem = NormalProblem(Request(A, damps, 1e-13, side="residual", shortest_grid=True))
-    Q = problem.circulant_parts.system
+    Q = problem.circulant_parts.Q
     border = crossed_border(problem.form, problem.embedding, None)
-    columns = torch.fft.ifft(Q.matrices, dim=1)
-    strip = Strip(columns, border, definite=True)
+    row_kernels = torch.fft.ifft(Q.matrices, dim=1)
+    strip = Strip(row_kernels, border, definite=True)
     along = Grid(border.grid[1:], real=True)
     assert is_even(Q.matrices, problem.condition(Q)) == even
-    entries = column_blocks(Q.matrices, columns, strip, border, along, definite=True, even=even)
+    entries = column_blocks(Q.matrices, row_kernels, strip, border, along, definite=True, even=even)
     inverse = HodlrSchur(entries, border, even=even, leaf=border.column_cells // (4 if even else 2) // 9)
     assert inverse.low_rank
 
@@ -98,7 +98,7 @@ def test_a_kept_plan_of_a_large_image_is_certified_after_one_pass(dtype: torch.d
     A = lsconv.Conv2d(smooth(9, 9, even=False)[None, None].to(dtype), in_size)
     damp = 1e-1 * float(A.weight.sum())
     plan = BorderPlan(A, damp)
-    plan.inverse.go_direct()
+    plan.inverse.factorise()
     direct = plan.inverse.direct
     assert isinstance(direct, DirectInverse)
     assert direct._border is not None
@@ -107,7 +107,7 @@ def test_a_kept_plan_of_a_large_image_is_certified_after_one_pass(dtype: torch.d
     solution = plan.solve(y)
     assert bool(solution.converged.all())
     assert int(solution.iterations.max()) == 0
-    iterated = BorderPlan(A, damp, limits=Limits(at_once=0, later=False)).solve(y)
+    iterated = BorderPlan(A, damp, limits=Limits(factorise=Factorise.NEVER)).solve(y)
     assert torch.dist(solution.x, iterated.x) < (1e-7 if dtype == F64 else 1e-3) * iterated.x.norm()
 
 
@@ -117,8 +117,8 @@ def test_large_ranks_leave_it_to_dense_factors_where_they_fit_and_to_the_iterati
     weight = torch.rand(1, 1, 9, 9, dtype=F64, generator=torch.Generator().manual_seed(0))
     A = lsconv.Conv2d(weight, (530, 524))
     damp = 1e-2 * float(A.weight.sum())
-    plan = BorderPlan(A, damp, limits=Limits(at_once=0, spare_bytes=spare))
-    plan.inverse.go_direct()
+    plan = BorderPlan(A, damp, limits=Limits(factorise=Factorise.AFTER_ITERATIONS, spare_bytes=spare))
+    plan.inverse.factorise()
     direct = plan.inverse.direct
     assert (direct is None) == (spare is not None)
     if isinstance(direct, DirectInverse):

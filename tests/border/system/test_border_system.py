@@ -11,7 +11,7 @@ from torch import Tensor
 
 import lsconv
 from lsconv.border.border_set import Border
-from lsconv.border.cost_model import CostModel, Limits
+from lsconv.border.cost_model import CostModel, Factorise, Limits
 from lsconv.border.normal_inverse import BorderInverse, normal_inverse
 from lsconv.border.normal_problem import Request
 from lsconv.border.penalty import common_grid_filters
@@ -19,10 +19,10 @@ from lsconv.border.plan import BorderPlan
 from lsconv.border.system.border_system import BorderProblem, Schwarz, Subdomain, SubdomainSum
 from lsconv.fourier.batched_linalg import DenseInverse
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid
+from lsconv.fourier.frequency_matrices import FrequencyMatrices, Grid
 
 F64 = torch.float64
-WITHOUT_DENSE = Limits(at_once=0, later=False, dense_unknowns=0)
+WITHOUT_DENSE = Limits(factorise=Factorise.NEVER, dense_unknowns=0)
 
 
 CASES = {
@@ -56,9 +56,7 @@ def test_a_small_border_is_inverted_exactly(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_preconditioner_of_a_definite_border_is_hermitian_positive_definite(name: str, corners: bool) -> None:
     inverse = _inverse(name)
-    problem = BorderProblem(
-        inverse.system, inverse.border, inverse.model, limits=replace(WITHOUT_DENSE, corners=corners)
-    )
+    problem = BorderProblem(inverse.Q, inverse.border, inverse.model, limits=replace(WITHOUT_DENSE, corners=corners))
     additive = Schwarz(problem)
     M = _matrix(additive, inverse.border.size)
     torch.testing.assert_close(M, M.T, rtol=0, atol=1e-9 * float(M.abs().max()))
@@ -98,7 +96,7 @@ def test_corners_save_iterations(channels: tuple[int, int], padding: int, damp: 
     assert with_corners < strips_only
 
 
-def test_one_axis_needs_no_iteration_worth_the_name() -> None:
+def test_a_border_along_one_axis_takes_at_most_two_iterations() -> None:
     A = lsconv.Conv1d(torch.randn(3, 4, 9, dtype=torch.float64), 300)
     assert Embedding(A).axes[0].border_out
     assert _iterations(A, 0.0, True) <= 2
@@ -185,7 +183,7 @@ def test_the_border_matrix_is_the_dense_operator_between_border_cells(channels: 
     )
 
 
-ITERATED = Limits(at_once=0, later=False)
+ITERATED = Limits(factorise=Factorise.NEVER)
 
 
 @pytest.mark.parametrize("rtol", [1e-6, 1e-9])
@@ -207,9 +205,9 @@ def test_a_batch_has_the_answers_of_its_items_alone_and_goes_on_from_them(case: 
     L = lsconv.Gradient(A.in_shape, dtype=torch.float64) if case == "gradient" else None
     inverse = normal_inverse(Request.of(A, 4.0, common_grid_filters(A, L), floor=1e-10, limits=ITERATED))
     f = torch.randn(3, *(A.in_shape if inverse.side == "solution" else A.out_shape), dtype=torch.float64)
-    batch, _, u = inverse.continued(f, 1e-12)
-    alone = torch.stack([inverse.continued(item, 1e-12)[0] for item in f])
+    batch, _, u = inverse.solve_from(f, 1e-12)
+    alone = torch.stack([inverse.solve_from(item, 1e-12)[0] for item in f])
     torch.testing.assert_close(alone, batch, rtol=0, atol=1e-10 * float(batch.abs().max()))
-    again, iterations, _ = inverse.continued(f, 1e-9, start=u)
+    again, iterations, _ = inverse.solve_from(f, 1e-9, start=u)
     assert int(iterations.max()) == 0
     torch.testing.assert_close(again, batch, rtol=0, atol=1e-10 * float(batch.abs().max()))

@@ -8,7 +8,8 @@ from torch import Tensor
 
 import lsconv
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import Grid, symbol
+from lsconv.fourier.frequency_matrices import Grid
+from lsconv.fourier.symbol import symbol
 from lsconv.inverse.admm.proximal import sparsity_term
 from lsconv.inverse.admm.split_images import (
     ConvolutionImage,

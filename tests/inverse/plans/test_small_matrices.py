@@ -14,7 +14,7 @@ from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.factored.kronecker import SeparablePlan
 from lsconv.factored.normal_equations import NormalEquationsPlan
 from lsconv.factored.patch_matrix import PatchPlan
-from lsconv.inverse.plans.fourier_plan import FourierPlan
+from lsconv.fourier.circulant import FourierPlan
 from lsconv.inverse.plans.krylov_plan import KrylovPlan
 from lsconv.inverse.plans.reduced_plan import ReducedPlan
 from lsconv.inverse.route import route

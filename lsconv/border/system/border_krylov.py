@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["RESTART", "Allowance", "Pair", "Recycling", "border_gmres", "conjugate_gradients", "deflate"]
+__all__ = ["RESTART", "Allowance", "Pair", "Recycling", "border_cg", "border_gmres", "deflate"]
 
 Pair = tuple[Tensor, Tensor]  # vectors and their images, (blocks, vectors, size) each
 
@@ -45,7 +45,7 @@ class Allowance:
     iterations: int
     exceeded: bool = False
 
-    def ends(self, cycle: int, before: int, start: Tensor, residual: Tensor, bound: Tensor) -> bool:
+    def update(self, cycle: int, before: int, start: Tensor, residual: Tensor, bound: Tensor) -> bool:
         """Update and return :attr:`exceeded`; the rate is extrapolated after a fourth of the iterations, or a cycle.
 
         Args:
@@ -64,7 +64,7 @@ class Allowance:
         return self.exceeded
 
 
-def conjugate_gradients(
+def border_cg(
     apply: _Map,
     precondition: _Map,
     b: Tensor,
@@ -97,7 +97,7 @@ def conjugate_gradients(
         active = norm > bound
         if k % check_every == 0 and not bool(active.any()):
             break
-        if allowance is not None and k % check_every == 0 and k and allowance.ends(k, 0, start, norm, bound):
+        if allowance is not None and k % check_every == 0 and k and allowance.update(k, 0, start, norm, bound):
             break
         z = precondition(r)
         rho_new = _inner(r, z)
@@ -125,7 +125,7 @@ def border_gmres(
 ) -> tuple[Tensor, Tensor]:
     """Solve ``Q u = b`` for any square Q by flexible GMRES (Saad 1993), which also tolerates rounding of M^-1.
 
-    Arguments and result are as in :func:`conjugate_gradients`; ``restart`` is the number of basis vectors, of which two
+    Arguments and result are as in :func:`border_cg`; ``restart`` is the number of basis vectors, of which two
     sets are stored, and ``recycling`` the subspace of earlier systems with the same Q.
     """
     u = torch.zeros_like(b)
@@ -145,7 +145,7 @@ def border_gmres(
             break
         r = b - apply(u)
         norm = _norm(r)
-        if allowance is not None and allowance.ends(size, done - size, beta, norm, bound):
+        if allowance is not None and allowance.update(size, done - size, beta, norm, bound):
             break
         if not bool((norm < 0.5 * beta).any()):  # a residual that a whole cycle does not halve will not converge
             break
@@ -164,14 +164,14 @@ def _cycle(
     before: int,
 ) -> tuple[Tensor, Tensor]:
     """One cycle of GMRES from the residual ``r``: the correction, and the iterations each system needed."""
-    known = None if recycling is None else recycling.pair
+    recycled = None if recycling is None else recycling.pair
     full_norm = _norm(r)
     count = torch.zeros(r.shape[:2], dtype=torch.int64, device=r.device)
-    if known is not None:
-        u, r = deflate(known, r)
+    if recycled is not None:
+        u, r = deflate(recycled, r)
         if not bool((_norm(r) > bound).any()):
             return u, count
-    space = _Arnoldi(r, size, None if known is None else known[1])
+    space = _Arnoldi(r, size, None if recycled is None else recycled[1])
     residual = space.beta
     active = residual > bound
     for done in range(1, size + 1):
@@ -179,20 +179,23 @@ def _cycle(
         count += active[..., 0]
         residual = space.residual
         active = active & (residual > bound) & going
-        looks = done % check_every == 0
-        if looks and not bool(active.any()):
+        checks = done % check_every == 0
+        if checks and not bool(active.any()):
             break
-        if allowance is not None and looks and allowance.ends(done, before, space.beta, residual, bound):
+        if allowance is not None and checks and allowance.update(done, before, space.beta, residual, bound):
             break
     Q, R = space.qr()
     y = _coefficients(R, Q[..., 0, :].conj() * space.beta, count)
-    correction = (y.unsqueeze(-2) @ space.searched).squeeze(-2)
-    if known is not None:
-        parts = (space.deflated @ y.unsqueeze(-1)).squeeze(-1)  # rhs, blocks, vectors
-        correction = u + correction - (known[0].mT @ parts.movedim(0, -1)).movedim(-1, 0)
+    correction = (y.unsqueeze(-2) @ space.preconditioned).squeeze(-2)
+    if recycled is not None:
+        parts = (space.recycled_coefficients @ y.unsqueeze(-1)).squeeze(-1)  # rhs, blocks, vectors
+        correction = u + correction - (recycled[0].mT @ parts.movedim(0, -1)).movedim(-1, 0)
     if recycling is not None:
+        # the subspace is learned from the first right-hand side, and serves all
         residuals = torch.cat([full_norm, space.residuals[..., 1:]], dim=-1) / full_norm
-        recycling.learn(known, space.deflated[0], space.searched[0], space.basis[0], Q[0], R[0], residuals[0])
+        recycling.learn(
+            recycled, space.recycled_coefficients[0], space.preconditioned[0], space.basis[0], Q[0], R[0], residuals[0]
+        )
     return correction, count
 
 
@@ -219,7 +222,7 @@ class _Arnoldi:
         systems, n = self.lead.numel(), r.shape[-1]
         # memory is only taken for the columns that are written
         self._basis = r.new_empty(systems, self.m + size + 1, n)
-        self._searched = r.new_empty(systems, size, n)
+        self._preconditioned = r.new_empty(systems, size, n)
         self._coefficients = r.new_zeros(systems, self.m + size + 1, size)
         self._t = r.new_zeros(systems, size + 1)
         self._t[:, 0] = 1
@@ -232,7 +235,7 @@ class _Arnoldi:
         """Add a column; return whether its image is linearly independent, ``(rhs, blocks, 1)``."""
         k, last = self.k, self.m + self.k
         z = precondition(self._basis[:, last].unflatten(0, self.lead))
-        self._searched[:, k] = z.flatten(0, 1)
+        self._preconditioned[:, k] = z.flatten(0, 1)
         w = apply(z).flatten(0, 1).unsqueeze(1)  # as a row, because batched products with columns are slow
         basis = self._basis[:, : last + 1]
         # classical Gram-Schmidt twice is as good as modified, and batched
@@ -268,12 +271,12 @@ class _Arnoldi:
         return self._basis[:, self.m : self.m + self.k + 1].unflatten(0, self.lead)
 
     @property
-    def searched(self) -> Tensor:
+    def preconditioned(self) -> Tensor:
         """Z, its vectors in rows."""
-        return self._searched[:, : self.k].unflatten(0, self.lead)
+        return self._preconditioned[:, : self.k].unflatten(0, self.lead)
 
     @property
-    def deflated(self) -> Tensor:
+    def recycled_coefficients(self) -> Tensor:
         """The coefficients D on the kept images."""
         return self._coefficients[:, : self.m, : self.k].unflatten(0, self.lead)
 
@@ -314,32 +317,32 @@ class Recycling:
     """The recycled subspace: vectors and their orthonormal images under Q, one set for every block.
 
     Args:
-        most: the most vectors that are stored.
+        max_vectors: the most vectors that are stored.
 
     Attributes:
         pair: the vectors and their images; None: there are none.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, max_vectors: int) -> None:
+        self.max_vectors = max_vectors
         self.pair: Pair | None = None
         self._history: Tensor | None = None  # the relative residuals of the first cycle
 
     def learn(
         self,
-        known: Pair | None,
-        deflated: Tensor,
+        recycled: Pair | None,
+        recycled_coefficients: Tensor,
         preconditioned: Tensor,
         basis: Tensor,
         unitary: Tensor,
         triangle: Tensor,
         residuals: Tensor,
     ) -> None:
-        """Add directions of a cycle of GMRES, or discard all where the known ones have saved hardly any iterations.
+        """Add directions of a cycle of GMRES, or discard all where the recycled ones have saved hardly any iterations.
 
         Args:
-            known: the vectors and images that the cycle was deflated by; None for none.
-            deflated: the coefficients of ``Q Z`` on these images, ``(blocks, vectors, k)``.
+            recycled: the vectors and images that the cycle was deflated by; None for none.
+            recycled_coefficients: the coefficients of ``Q Z`` on these images, ``(blocks, vectors, k)``.
             preconditioned: ``Z``, ``(blocks, k, size)``.
             basis: ``V`` with ``Q Z = V H``, up to these images, ``(blocks, k + 1, size)``.
             unitary: ``G`` of ``H = G R``, ``(blocks, k + 1, k)``.
@@ -347,26 +350,26 @@ class Recycling:
             residuals: relative residual norms before the cycle and after each of its columns, ``(blocks, k + 1)``.
         """
         k = triangle.shape[-1]
-        if known is not None and self._history is not None:
+        if recycled is not None and self._history is not None:
             undeflated = int((self._history > residuals[:, -1:]).sum(-1).amax())
             if 4 * k > 3 * undeflated:  # it saves hardly any iterations
-                self.pair, self.most = None, 0
+                self.pair, self.max_vectors = None, 0
                 return
-        if deflated.shape[-2] + k > self.most or not bool(triangle.isfinite().all()):
+        if recycled_coefficients.shape[-2] + k > self.max_vectors or not bool(triangle.isfinite().all()):
             return
         values = torch.linalg.svdvals(triangle)
         # At a worse condition rounding would make C differ from Q U.
         if not bool((values[..., -1] > math.sqrt(torch.finfo(values.dtype).eps) * values[..., 0]).all()):
             return
-        if known is not None:
-            preconditioned = preconditioned - deflated.mT @ known[0]
+        if recycled is not None:
+            preconditioned = preconditioned - recycled_coefficients.mT @ recycled[0]
         vectors = torch.linalg.solve_triangular(triangle.mT, preconditioned, upper=False)
         images = unitary.mT @ basis
-        if known is not None:
-            vectors, images = (torch.cat(both, dim=1) for both in zip(known, (vectors, images), strict=True))
+        if recycled is not None:
+            vectors, images = (torch.cat(both, dim=1) for both in zip(recycled, (vectors, images), strict=True))
         else:
             self._history = residuals.clone()
-        if self.pair is known:  # no other thread has changed it meanwhile
+        if self.pair is recycled:  # no other thread has changed it meanwhile
             self.pair = (vectors, images)
 
     @property

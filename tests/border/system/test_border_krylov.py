@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.border.cost_model import Limits
+from lsconv.border.cost_model import Factorise, Limits
 from lsconv.border.normal_inverse import BorderInverse, normal_inverse
 from lsconv.border.normal_problem import Request
-from lsconv.border.system.krylov import Allowance, Recycling, border_gmres, conjugate_gradients, deflate
+from lsconv.border.system.border_krylov import Allowance, Recycling, border_cg, border_gmres, deflate
 
 DTYPES = [torch.float64, torch.complex128]
-every_iteration = pytest.mark.parametrize("iteration", [conjugate_gradients, border_gmres])
+every_iteration = pytest.mark.parametrize("iteration", [border_cg, border_gmres])
 
 
 def _system(dtype: torch.dtype, n: int = 12, *, definite: bool = True, seed: int = 3) -> tuple[Tensor, Tensor]:
@@ -67,8 +67,8 @@ def test_an_iteration_ends_early_where_its_rate_promises_more_than_it_is_allowed
 
 def test_data_that_are_not_finite_exceed_no_allowance_early() -> None:
     allowance, one = Allowance(8), torch.ones(1, 1, 1)
-    assert not allowance.ends(2, 0, one, torch.full_like(one, torch.nan), 1e-9 * one)
-    assert allowance.ends(2, 0, one, 2 * one, 1e-9 * one)  # a residual that grows
+    assert not allowance.update(2, 0, one, torch.full_like(one, torch.nan), 1e-9 * one)
+    assert allowance.update(2, 0, one, 2 * one, 1e-9 * one)  # a residual that grows
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -189,7 +189,7 @@ def _inverse(name: str, corners: bool, device: str = "cpu") -> BorderInverse:
     weight = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     A = lsconv.Conv2d(weight.to(device), (24, 24), padding=padding)
     inverse = normal_inverse(
-        Request.of(A, 0.05, floor=1e-6, limits=Limits(0, later=False, dense_unknowns=0, corners=corners))
+        Request.of(A, 0.05, floor=1e-6, limits=Limits(factorise=Factorise.NEVER, dense_unknowns=0, corners=corners))
     )
     assert isinstance(inverse, BorderInverse)
     return inverse
@@ -325,12 +325,12 @@ def test_a_plan_for_replicated_edges_recycles() -> None:
     profile = torch.exp(-((torch.arange(15, dtype=F64) - 7) ** 2) / 8)
     kernel = profile[:, None] * profile / profile.sum() ** 2
     A = lsconv.Conv2d(kernel[None, None], in_size=(128, 128), padding=7, padding_mode="replicate")
-    options = {"floor": 1e-13, "limits": Limits(at_once=0, later=False)}
+    options = {"floor": 1e-13, "limits": Limits(factorise=Factorise.NEVER)}
     inverse, plain = (normal_inverse(Request.of(A, 1e-3, **options)) for _ in range(2))
     counts = [int(inverse(torch.randn(A.in_shape, dtype=F64), 1e-6)[1]) for _ in range(3)]
     assert 2 * counts[2] < counts[0]
     assert isinstance(plain, BorderInverse)
-    plain.begin_iteration()._recycling.most = 0
+    plain.begin_iteration()._recycling.max_vectors = 0
     f = torch.randn(A.in_shape, dtype=F64)
     expected = plain(f, 1e-10)[0]
     torch.testing.assert_close(inverse(f, 1e-10)[0], expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
@@ -340,8 +340,8 @@ def test_a_cycle_whose_directions_have_overflowed_is_not_kept() -> None:
     recycling, k = Recycling(200), 40
     triangle = torch.eye(k, dtype=F64).expand(2, k, k).clone()
     triangle[1, 3, 5] = torch.inf
-    basis, searched = torch.randn(2, k + 1, SIZE, dtype=F64), torch.randn(2, k, SIZE, dtype=F64)
+    basis, preconditioned = torch.randn(2, k + 1, SIZE, dtype=F64), torch.randn(2, k, SIZE, dtype=F64)
     nothing, residuals = torch.zeros(2, 0, k, dtype=F64), torch.ones(2, k + 1, dtype=F64)
     unitary = torch.eye(k + 1, k, dtype=F64).expand(2, -1, -1)
-    recycling.learn(None, nothing, searched, basis, unitary, triangle, residuals)
+    recycling.learn(None, nothing, preconditioned, basis, unitary, triangle, residuals)
     assert recycling.pair is None

@@ -62,10 +62,11 @@ class SingularValuePlan(DirectPlan):
     @staticmethod
     def is_quick(A: LinearOperator) -> bool:
         """Tell whether the decomposition of A, and of all items of its batch, is that of a small matrix."""
-        # of a square one of a fourth of them
-        short = 4 * min(A.in_numel, A.out_numel) ** 2 <= DENSE_ENTRIES
-        long = max(A.in_numel, A.out_numel) ** 2 <= 4 * DENSE_ENTRIES
-        return short and long and math.prod(A.batch_shape) * A.in_numel * A.out_numel <= DENSE_ENTRIES
+        shorter, longer = sorted((A.in_numel, A.out_numel))
+        # the work is shorter^2 longer, so that a square matrix may have a fourth of the entries only
+        if 4 * shorter**2 > DENSE_ENTRIES or longer**2 > 4 * DENSE_ENTRIES:
+            return False
+        return math.prod(A.batch_shape) * A.in_numel * A.out_numel <= DENSE_ENTRIES
 
     @staticmethod
     def bytes_for(A: LinearOperator) -> int:
@@ -74,32 +75,34 @@ class SingularValuePlan(DirectPlan):
         return WORK_ARRAYS * itemsize * math.prod(A.batch_shape) * A.in_numel * A.out_numel
 
     def _filtered(self, coefficients: Tensor, power: int) -> Tensor:
+        """The coefficients times the filter of the damping, see :func:`inverse_values`."""
         mu = self.damp.square().unsqueeze(-1)
         return coefficients * inverse_values(self.values, self.kept, mu, power)
 
-    def _to(self, v: Tensor, item: tuple[int, ...], matrix: Tensor) -> Tensor:
-        """``matrix v`` for ``(*batch, *item)``, as ``(*batch, k)``."""
+    def _coefficients(self, matrix: Tensor, v: Tensor, item: tuple[int, ...]) -> Tensor:
+        """``matrix v`` for v of shape ``(*batch, *item)``: ``(*batch, k)``."""
         flat = v.reshape(*v.shape[: v.ndim - len(item)], -1).to(matrix.dtype)
         return (matrix @ flat.unsqueeze(-1)).squeeze(-1)
 
-    def _from(self, matrix: Tensor, coefficients: Tensor, item: tuple[int, ...]) -> Tensor:
+    def _combination(self, matrix: Tensor, coefficients: Tensor, item: tuple[int, ...]) -> Tensor:
+        """``matrix c`` for coefficients c of shape ``(*batch, k)``: ``(*batch, *item)``."""
         out = (matrix @ coefficients.unsqueeze(-1)).squeeze(-1)
         return out.reshape(*out.shape[:-1], *item)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        c = self._filtered(self._to(y, self.A.out_shape, self.U.mH), 1)
-        return self._from(self.Vh.mH, c, self.A.in_shape)
+        c = self._filtered(self._coefficients(self.U.mH, y, self.A.out_shape), 1)
+        return self._combination(self.Vh.mH, c, self.A.in_shape)
 
     def _inverse_adjoint(self, v: Tensor) -> Tensor:
-        c = self._filtered(self._to(v, self.A.in_shape, self.Vh), 1)
-        return self._from(self.U, c, self.A.out_shape)
+        c = self._filtered(self._coefficients(self.Vh, v, self.A.in_shape), 1)
+        return self._combination(self.U, c, self.A.out_shape)
 
     def _normal(self, g: Tensor) -> Tensor:
-        c = self._to(g, self.A.in_shape, self.Vh)
+        c = self._coefficients(self.Vh, g, self.A.in_shape)
         mu = over_items(self.damp.square(), len(self.A.in_shape))
-        # The part in the null space, where the inverse is 1 / damp^2
-        outside = g - self._from(self.Vh.mH, c, self.A.in_shape)
-        v = self._from(self.Vh.mH, self._filtered(c, 0), self.A.in_shape)
+        # the part in the null space, where the inverse is 1 / damp^2
+        outside = g - self._combination(self.Vh.mH, c, self.A.in_shape)
+        v = self._combination(self.Vh.mH, self._filtered(c, 0), self.A.in_shape)
         return v + torch.where(mu > 0, outside / torch.where(mu > 0, mu, 1.0), 0.0)
 
     @property

@@ -7,7 +7,7 @@ import torch
 
 import lsconv
 from lsconv.errors import PlanMemoryError
-from lsconv.factored.singular_values import SingularValuePlan
+from lsconv.factored.dense_svd import SingularValuePlan
 from lsconv.krylov.loop.solution import Status
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
