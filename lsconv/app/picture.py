@@ -165,6 +165,8 @@ def rounded(values: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[An
         >>> import numpy as np
         >>> rounded(np.array([-0.7, 2.6, 300.0]), np.dtype(np.uint8)).tolist()
         [0, 3, 255]
+        >>> rounded(np.array([0.2, 0.8]), np.dtype(bool)).tolist()
+        [False, True]
     """
     if dtype.kind not in "iu":
         return values > 0.5 if dtype.kind == "b" else values.astype(dtype)

@@ -158,14 +158,7 @@ class BorderPlan(Plan):
     def solve(
         self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
     ) -> Solution:
-        """The solution for ``y`` of shape ``(*batch, *out_shape)``, with a certificate computed in float64.
-
-        Args:
-            y: right-hand sides, finite.
-            rtol: relative tolerance of residual or gradient; None: 1e-6 in float32, 1e-10 in float64.
-            atol: absolute tolerance, in the units of y.
-            max_iter: limit on the border iterations, all together.
-        """
+        """The solution, with a certificate computed in float64; ``max_iter`` limits the border iterations in all."""
         tolerances = self.tolerances(rtol, atol)
         y = y.detach().to(self.precise.dtype)
         factors = self._exact_factors(y, self.A.out_shape)
