@@ -21,8 +21,8 @@ from lsconv import psf
 from lsconv.border.cost_model import Factorise, Limits
 from lsconv.border.plan import BorderPlan
 from lsconv.factored.axis_channels import AxisAsChannels
-from lsconv.inverse.plans.planes import Planes
 from lsconv.inverse.plans.reduced_plan import ReducedPlan
+from lsconv.inverse.plans.route_costs import Planes
 from lsconv.krylov.plan import Plan
 
 _SOLVES = 60  # of a plan before it is timed, at most; with factors no more

@@ -20,7 +20,7 @@ import lsconv
 from benchmarks.memory import forget_peak, resident
 from benchmarks.runner import Table
 from lsconv.inverse import route as routes
-from lsconv.inverse.plans import small_matrices
+from lsconv.inverse.plans import lsmr_then_border, small_matrices
 from lsconv.operators.dtypes import direct_rtol
 
 T = TypeVar("T")
@@ -231,8 +231,12 @@ def deciding(A: lsconv.Convolution, damp: float) -> float:
             routes.route(A, damp)
 
     with contextlib.ExitStack() as patched:
-        for module, names in ((small_matrices, ("PatchPlan", "SeparablePlan", "NormalEquationsPlan")),
-                              (routes, ("FourierPlan", "KrylovPlan", "TrialPlan", "_border", "_svd"))):  # fmt: skip
+        chosen = (
+            (small_matrices, ("PatchPlan", "SeparablePlan", "NormalEquationsPlan")),
+            (lsmr_then_border, ("LsmrThenBorderPlan",)),
+            (routes, ("FourierPlan", "KrylovPlan", "border_plan", "singular_value_plan")),
+        )
+        for module, names in chosen:
             for name in names:
                 kind = getattr(module, name)
                 target = mock.patch.object(kind, "__init__", stop) if isinstance(kind, type) else None

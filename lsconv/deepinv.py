@@ -49,13 +49,14 @@ class _PlanCache:
 
     def __init__(self) -> None:
         self._plans: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
-        self._of: list[tuple[Tensor, int]] = []
+        self._filter_version: tuple[Tensor, int] | None = None
 
     def plan(self, taps: Tensor, operator: Any, damp: Tensor) -> Any:
         """``pinv(operator, damp)`` for these values of the filter, with the factors of another damping where it can."""
-        if not self._of or self._of[0][0] is not taps or self._of[0][1] != taps._version:
+        known = self._filter_version
+        if known is None or known[0] is not taps or known[1] != taps._version:
             self._plans.clear()
-            self._of = [(taps, taps._version)]
+            self._filter_version = (taps, taps._version)
         kind = (operator.in_shape, operator.dtype, operator.device)
         key = (*kind, tuple(damp.shape), *damp.flatten().tolist())
         plan = self._plans.pop(key, None)
@@ -125,13 +126,13 @@ class Blur(LinearPhysics):  # type: ignore[misc]
         """The blurred image; a ``filter`` that is given stays the current one."""
         self.update_parameters(filter=filter, **kwargs)
         operator = self._operator(tuple(x.shape[2:]), x.dtype)
-        return self._joined(operator(self._apart(x)))
+        return self._channels_joined(operator(self._per_channel(x)))
 
     def A_adjoint(self, y: Tensor, filter: Tensor | None = None, **kwargs: Any) -> Tensor:  # noqa: A002, N802
         """The adjoint of :meth:`A`."""
         self.update_parameters(filter=filter, **kwargs)
         operator = self._operator(self._in_size(y), y.dtype)
-        return self._joined(operator.H(self._apart(y)))
+        return self._channels_joined(operator.H(self._per_channel(y)))
 
     def prox_l2(
         self,
@@ -153,21 +154,21 @@ class Blur(LinearPhysics):  # type: ignore[misc]
         """
         self.update_parameters(filter=filter)
         operator = self._operator(self._in_size(y), y.dtype)
-        data = self._apart(y)
+        data = self._per_channel(y)
         if isinstance(z, Tensor):
-            prior = self._apart(z)
+            prior = self._per_channel(z)
         else:
             prior = data.new_full((*data.shape[:2], *operator.in_shape), float(z or 0))
         strength = torch.as_tensor(gamma, dtype=torch.float64, device=y.device)
         if bool((strength < 0).any()):
             raise ValueError(f"gamma: expected numbers >= 0, got {gamma}")
-        nothing = strength == 0
-        damp = torch.where(nothing, torch.ones_like(strength), strength) ** -0.5
-        damp, nothing = (t.reshape(-1, 1) if t.numel() > 1 else t.reshape(()) for t in (damp, nothing))
+        without_data = strength == 0
+        damp = torch.where(without_data, torch.ones_like(strength), strength) ** -0.5
+        damp, without_data = (t.reshape(-1, 1) if t.numel() > 1 else t.reshape(()) for t in (damp, without_data))
         x = prior + self._inverse(operator, damp)(data - operator(prior))
-        if bool(nothing.any()):
-            x = torch.where(nothing.reshape(*nothing.shape, *(1 for _ in operator.in_shape)), prior, x)
-        return self._joined(x)
+        if bool(without_data.any()):
+            x = torch.where(without_data.reshape(*without_data.shape, *(1 for _ in operator.in_shape)), prior, x)
+        return self._channels_joined(x)
 
     def A_dagger(  # noqa: N802
         self,
@@ -179,7 +180,7 @@ class Blur(LinearPhysics):  # type: ignore[misc]
     ) -> Tensor:
         """The least-squares solution of least norm; with ``damp`` that of ``||A x - y||^2 + damp^2 ||x||^2``.
 
-        Without damping it is the exact pseudo-inverse, which makes much of the noise in y.
+        Without damping it is the exact pseudo-inverse, which amplifies the noise in y.
 
         Args:
             y: the measurements.
@@ -191,7 +192,7 @@ class Blur(LinearPhysics):  # type: ignore[misc]
         operator = self._operator(self._in_size(y), y.dtype)
         strength = torch.as_tensor(damp, dtype=torch.float64, device=y.device)
         strength = strength.reshape(-1, 1) if strength.numel() > 1 else strength.reshape(())
-        return self._joined(self._inverse(operator, strength)(self._apart(y)))
+        return self._channels_joined(self._inverse(operator, strength)(self._per_channel(y)))
 
     def pigdm_guidance(self, x0: Tensor, y: Tensor, *, noise_std: float, r: float) -> Tensor:
         r"""The guidance of pseudo-inverse-guided diffusion, :math:`A^H (r^2 A A^H + \sigma^2)^{-1} (y - A x_0)`.
@@ -254,12 +255,13 @@ class Blur(LinearPhysics):  # type: ignore[misc]
         return self._plan_cache.plan(taps, operator, damp)
 
     @staticmethod
-    def _apart(x: Tensor) -> Tensor:
-        """Every channel an item: ``(B, C, 1, *size)``."""
+    def _per_channel(x: Tensor) -> Tensor:
+        """Make every channel an item, ``(B, C, 1, *size)``."""
         return x.unsqueeze(2)
 
     @staticmethod
-    def _joined(x: Tensor) -> Tensor:
+    def _channels_joined(x: Tensor) -> Tensor:
+        """Undo :meth:`_per_channel`."""
         return x.squeeze(2)
 
 

@@ -6,9 +6,11 @@ Every exception derives from :class:`LsconvError` and from the builtin that a ca
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 
 __all__ = [
     "ArgumentError",
@@ -25,6 +27,7 @@ __all__ = [
     "PreconditionerError",
     "RankError",
     "ShapeError",
+    "unreported",
     "warn",
 ]
 
@@ -97,6 +100,14 @@ def warn(message: str, category: type[Warning] = ConvergenceWarning) -> None:
     registry = frame.f_globals.setdefault("__warningregistry__", {})
     name = frame.f_globals.get("__name__", "<unknown>")
     warnings.warn_explicit(message, category, frame.f_code.co_filename, frame.f_lineno, name, registry)
+
+
+@contextlib.contextmanager
+def unreported() -> Iterator[None]:
+    """Silence :class:`ConvergenceWarning` in an inner solve, whose result is judged elsewhere."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield
 
 
 def _is_inside(filename: str, module: str) -> bool:

@@ -1,12 +1,12 @@
 r"""Models of point-spread functions: Gaussian, out of focus, motion, Moffat, Airy; differentiable by their parameters.
 
 Every function gives an array of non-negative values with sum one, centred on its pixel ``size // 2``. Lengths are in
-pixels, or with ``spacing=``, the distance of neighbouring pixels, in its unit. Numbers give float64; of a tensor the
-PSF has dtype and device, and autograd follows it, once and again. Angles are in degrees, counter-clockwise from the
-image's rows. The size follows from the parameters, without a gradient, unless ``size=`` gives it: an optimisation gives
-a size that holds every PSF it may try.
+pixels; with ``spacing=``, the distance of neighbouring pixels, they are in its unit. Parameters that are numbers give a
+PSF in float64; with a tensor the PSF has its dtype and device, and can be differentiated by it twice. Angles are in
+degrees, counter-clockwise from the image's rows. The size follows from the parameters, without a gradient, unless
+``size=`` gives it: an optimisation should give a size that holds every PSF it may try.
 
-Beyond the plane there are Gaussians only. The optics of a microscope's stack (Gibson-Lanni, vectorial) is left to
+Signals and stacks have Gaussians only. The optics of a microscope's stack (Gibson-Lanni, vectorial) is left to
 packages made for it, such as psfmodels, whose arrays :func:`lsconv.deconvolve` takes as they are.
 """
 
@@ -43,7 +43,7 @@ def gaussian(
         Tensor of one axis per standard deviation; of two for one number.
 
     Raises:
-        ArgumentError: a standard deviation that is not positive, more than three, or an angle of what is no plane.
+        ArgumentError: a standard deviation that is not positive; more than three; an angle beside one or three.
 
     Example:
         >>> lsconv.psf.gaussian(1.0).shape, lsconv.psf.gaussian([2.0, 1.0, 1.0], spacing=[2.0, 0.5, 0.5]).shape
@@ -61,7 +61,7 @@ def gaussian(
         reach = [4 * float(s) for s in widths.detach()]
         squares = [(t / s).square() for t, s in zip(_axes(reach, size, spacing, widths), widths, strict=True)]
         return _normalised(torch.exp(-0.5 * _outer_sum(squares)))
-    cosine, sine = _direction(angle, widths)
+    cosine, sine = _cosine_and_sine(angle, widths)
     down, right = (float(v.detach()) for v in (widths[0] * cosine, widths[1] * cosine))
     across, along = (float(v.detach()) for v in (widths[1] * sine, widths[0] * sine))
     reach = [4 * math.hypot(down, across), 4 * math.hypot(right, along)]
@@ -72,7 +72,7 @@ def gaussian(
 
 
 def disk(radius: Parameter, *, size: Size = None, spacing: Spacing = 1.0) -> Tensor:
-    r"""A lens out of focus: every pixel as bright as the part of it that lies inside the circle, in closed form.
+    r"""The PSF of a lens out of focus: a uniform disk, each pixel weighted by its area inside it, in closed form.
 
     With :math:`H(t) = \tfrac12 (t \sqrt{r^2 - t^2} + r^2 \arcsin(t / r))` the circle has the area
     :math:`H(x) - H(t_0) + y t_0`, :math:`t_0 = \sqrt{r^2 - y^2}`, in the rectangle from its centre to (x, y) outside of
@@ -93,7 +93,7 @@ def disk(radius: Parameter, *, size: Size = None, spacing: Spacing = 1.0) -> Ten
         >>> lsconv.psf.disk(0.4)
         tensor([[1.]], dtype=torch.float64)
     """
-    r = _number(radius)
+    r = _number("radius", radius)
     _positive("radius", r)
     extent = float(r.detach())
     steps = _per_axis("spacing", spacing, 2)
@@ -105,7 +105,7 @@ def disk(radius: Parameter, *, size: Size = None, spacing: Spacing = 1.0) -> Ten
 
 
 def _quarter_area(y: Tensor, x: Tensor, r: Tensor) -> Tensor:
-    """The circle's area between its centre and the corner (x, y), negative where one of them is."""
+    """The circle's area in the rectangle from its centre to (x, y), negative where one of x and y is."""
     sign = y.sign() * x.sign()
     y, x = torch.minimum(y.abs(), r), torch.minimum(x.abs(), r)
     inside = x.square() + y.square() <= r.square()
@@ -127,18 +127,18 @@ def _quarter_area(y: Tensor, x: Tensor, r: Tensor) -> Tensor:
 
 
 def motion(length: Parameter, angle: Parameter = 0.0, *, size: Size = None, spacing: Spacing = 1.0) -> Tensor:
-    r"""A camera that moves evenly along a straight line, the light of every moment shared among four pixels.
+    r"""The PSF of uniform motion along a straight line, each point of it distributed bilinearly over four pixels.
 
     .. math:: k[i, j] = \int_{-1/2}^{1/2} \Lambda(t\, d_1 - i)\, \Lambda(t\, d_2 - j)\, dt, \qquad
               \Lambda(u) = \max(0, 1 - |u|)
 
-    with d the way in pixels. The integrand is quadratic between its kinks, so two Gauss points between each pair give
-    it exactly.
+    with d the path in pixels. The integrand is quadratic between its kinks, so that two Gauss points between neighbours
+    integrate it exactly.
 
     Args:
-        length: the way travelled; 0 is no blur.
+        length: length of the path; 0 is no blur.
         angle: its direction in degrees, counter-clockwise: 0 is horizontal, 90 vertical.
-        size: of the array, one number or one per axis; None: odd, as large as the way.
+        size: of the array, one number or one per axis; None: odd, as large as the path.
         spacing: distance of neighbouring pixels in the unit of the length.
 
     Returns:
@@ -151,29 +151,29 @@ def motion(length: Parameter, angle: Parameter = 0.0, *, size: Size = None, spac
         >>> lsconv.psf.motion(2)
         tensor([[0.2500, 0.5000, 0.2500]], dtype=torch.float64)
     """
-    way = _number(length, like=angle)
-    turn = _number(angle, like=way)
-    if not (bool(torch.isfinite(way) & torch.isfinite(turn)) and float(way.detach()) >= 0):
+    path = _number("length", length, like=angle)
+    direction = _number("angle", angle, like=path)
+    if not (bool(torch.isfinite(path) & torch.isfinite(direction)) and float(path.detach()) >= 0):
         raise ArgumentError(f"length, angle: expected a length >= 0 and an angle in degrees, got {length}, {angle}")
-    cosine, sine = _direction(turn, way)
+    cosine, sine = _cosine_and_sine(direction, path)
     steps = _per_axis("spacing", spacing, 2)
-    ways = (-way * sine / steps[0], way * cosine / steps[1])
-    # a way of 1e-9 pixels that rounding makes of the cosine of 90 degrees is none
-    reach = [abs(round(float(d.detach()), 9)) / 2 for d in ways]
-    pixels = _grid(_axes(reach, size, 1.0, way))
-    kinks = [way.new_full(pixels[0].shape, end) for end in (-0.5, 0.5)]
-    for pixel, d, far in zip(pixels, ways, reach, strict=True):
-        if far > 0:
+    path_pixels = (-path * sine / steps[0], path * cosine / steps[1])
+    # cos(90 degrees) is about 1e-16 instead of 0, and must not widen the array
+    half_lengths = [abs(round(float(d.detach()), 9)) / 2 for d in path_pixels]
+    pixels = _grid(_axes(half_lengths, size, 1.0, path))
+    kinks = [path.new_full(pixels[0].shape, end) for end in (-0.5, 0.5)]
+    for pixel, d, half_length in zip(pixels, path_pixels, half_lengths, strict=True):
+        if half_length > 0:
             kinks += [((pixel + shift) / d).clamp(-0.5, 0.5) for shift in (-1, 0, 1)]
     ends = torch.stack(kinks).sort(0).values
     middle, half = (ends[1:] + ends[:-1]) / 2, (ends[1:] - ends[:-1]) / 2
     total = torch.zeros_like(pixels[0])
     for node in (-(3**-0.5), 3**-0.5):
-        moment = middle + node * half
-        light = half
-        for pixel, d in zip(pixels, ways, strict=True):
-            light = light * (1 - (moment * d - pixel).abs()).clamp_min(0)
-        total = total + light.sum(0)
+        time = middle + node * half
+        weight = half
+        for pixel, d in zip(pixels, path_pixels, strict=True):
+            weight = weight * (1 - (time * d - pixel).abs()).clamp_min(0)
+        total = total + weight.sum(0)
     return _normalised(total)
 
 
@@ -202,8 +202,8 @@ def moffat(fwhm: Parameter, beta: Parameter, *, size: Size = None, spacing: Spac
         >>> round(float(psf[centre, centre + 2] / psf[centre, centre]), 12)  # two pixels out, half as bright
         0.5
     """
-    width = _number(fwhm, like=beta)
-    exponent = _number(beta, like=width)
+    width = _number("fwhm", fwhm, like=beta)
+    exponent = _number("beta", beta, like=width)
     _positive("fwhm", width)
     if not float(exponent.detach()) > 1:
         raise ArgumentError(f"beta: expected an exponent > 1, below which the light is infinite, got {beta}")
@@ -240,8 +240,8 @@ def airy(wavelength: Parameter, na: Parameter, spacing: Spacing, *, size: Size =
         >>> lsconv.psf.airy(wavelength=0.52, na=1.4, spacing=0.065).shape  # micrometres
         torch.Size([31, 31])
     """
-    length = _number(wavelength, like=na)
-    aperture = _number(na, like=length)
+    length = _number("wavelength", wavelength, like=na)
+    aperture = _number("na", na, like=length)
     _positive("wavelength", length)
     _positive("na", aperture)
     scale = 2 * math.pi * aperture / length
@@ -256,7 +256,16 @@ def airy(wavelength: Parameter, na: Parameter, spacing: Spacing, *, size: Size =
 
 
 def box(size: int) -> Tensor:
-    """The mean over ``size`` by ``size`` pixels, of which an even number has its centre right and below of the middle.
+    """The PSF of a mean over ``size`` by ``size`` pixels; with an even size the centre is pixel ``size // 2``.
+
+    Args:
+        size: an integer >= 1.
+
+    Returns:
+        Tensor of two axes, in float64.
+
+    Raises:
+        ArgumentError: the size is no integer >= 1.
 
     Example:
         >>> lsconv.psf.box(2)
@@ -271,26 +280,31 @@ def box(size: int) -> Tensor:
 # ------------------------------------------------------------------ arguments and grids
 
 
-def _number(value: Parameter, like: Parameter | None = None) -> Tensor:
-    """A parameter as a tensor without axes, in the type of a tensor beside it."""
+def _number(name: str, value: Parameter, like: Parameter | None = None) -> Tensor:
+    """Convert a parameter to a tensor without axes, of the type of another parameter where that is a tensor."""
     if isinstance(value, Tensor):
         if value.ndim or not value.is_floating_point():
-            raise ArgumentError(f"expected a number or a real tensor without axes, got {value.dtype} {value.shape}")
+            raise ArgumentError(
+                f"{name}: expected a number or a real tensor without axes, got {value.dtype} of shape "
+                f"{tuple(value.shape)}"
+            )
         return value
     if not isinstance(value, (int, float)):
-        raise ArgumentTypeError(f"expected a number or a tensor, got {type(value).__name__}")
+        raise ArgumentTypeError(f"{name}: expected a number or a tensor, got {type(value).__name__}")
     if isinstance(like, Tensor) and like.is_floating_point():
         return torch.tensor(value, dtype=like.dtype, device=like.device)
     return torch.tensor(value, dtype=torch.float64)
 
 
 def _positive(name: str, value: Tensor) -> None:
+    """Refuse values that are not positive and finite."""
     if not bool(((value > 0) & torch.isfinite(value)).all()):
         said = ", ".join(f"{number:g}" for number in value.detach().reshape(-1).tolist())
         raise ArgumentError(f"{name}: expected a number > 0, got {said}")
 
 
 def _per_axis(name: str, value: Spacing, ndim: int) -> list[float]:
+    """Take one number for all axes, or one per axis, as a list."""
     values = [float(value)] * ndim if isinstance(value, (int, float)) else [float(v) for v in value]
     if len(values) != ndim or not all(math.isfinite(v) and v > 0 for v in values):
         raise ArgumentError(f"{name}: expected a number > 0 or {ndim} of them, got {value}")
@@ -298,10 +312,10 @@ def _per_axis(name: str, value: Spacing, ndim: int) -> list[float]:
 
 
 def _axes(reach: Sequence[float], size: Size, spacing: Spacing, like: Tensor) -> list[Tensor]:
-    """The pixels' places along every axis, zero at pixel ``size // 2``, out to ``reach`` unless there is a size."""
+    """The coordinates of pixels along every axis, 0 at pixel ``size // 2``; without a size they extend to ``reach``."""
     steps = _per_axis("spacing", spacing, len(reach))
     if size is None:
-        sizes = [2 * max(0, math.ceil(far / step - 1e-9)) + 1 for far, step in zip(reach, steps, strict=True)]
+        sizes = [2 * max(0, math.ceil(r / step - 1e-9)) + 1 for r, step in zip(reach, steps, strict=True)]
     else:
         sizes = [size] * len(reach) if isinstance(size, int) else [int(n) for n in size]
         if len(sizes) != len(reach) or min(sizes) < 1:
@@ -324,10 +338,10 @@ def _outer_sum(terms: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _direction(angle: Parameter, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of an angle in degrees."""
-    turn = torch.deg2rad(_number(angle, like=like))
-    return turn.cos(), turn.sin()
+def _cosine_and_sine(angle: Parameter, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The cosine and the sine of an angle in degrees."""
+    radians = torch.deg2rad(_number("angle", angle, like=like))
+    return radians.cos(), radians.sin()
 
 
 def _normalised(values: Tensor) -> Tensor:

@@ -192,3 +192,17 @@ def test_a_motions_second_moment_is_that_of_the_line() -> None:
 def test_sizes_that_make_no_sense_are_refused(make: Callable[[], Tensor]) -> None:
     with pytest.raises(lsconv.ArgumentError, match=r"expected|turns"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("radius", lambda: psf.disk("wide")),  # type: ignore[arg-type]
+        ("length", lambda: psf.motion(torch.ones(2))),
+        ("beta", lambda: psf.moffat(3.0, [4.0])),  # type: ignore[arg-type]
+        ("na", lambda: psf.airy(0.5, torch.tensor(1), 0.1)),
+    ],
+)
+def test_an_error_names_the_argument(name: str, make: Callable[[], Tensor]) -> None:
+    with pytest.raises((lsconv.ArgumentError, lsconv.ArgumentTypeError), match=f"^{name}: expected a number or a"):
+        make()

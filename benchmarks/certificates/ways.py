@@ -22,8 +22,8 @@ from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.cost_model import Factorise, Limits
 from lsconv.border.plan import BorderPlan
 from lsconv.errors import MethodError, PlanMemoryError, PreconditionerError
-from lsconv.inverse.plans.trial_plan import TrialPlan
-from lsconv.krylov.loop.stopping import default_rtol
+from lsconv.inverse.plans.lsmr_then_border import LsmrThenBorderPlan
+from lsconv.krylov.loop.certificate import default_rtol
 from lsconv.operators.dtypes import default_rcond, direct_rtol
 
 __all__ = ["WAYS", "Case", "Way", "solve"]
@@ -274,9 +274,9 @@ WAYS: dict[str, Way] = {
         _tikhonov("border"), prior=True, direct=True, penalty=_laplacian,
         serves=lambda p: _any_damp(p) and _convolution(p),
     ),
-    "trial": Way(_plan(lambda p: TrialPlan(p.A, p.damp, 300)), direct=True, serves=_convolution),
+    "trial": Way(_plan(lambda p: LsmrThenBorderPlan(p.A, p.damp, 300)), direct=True, serves=_convolution),
     "trial, circulant": Way(
-        _plan(lambda p: TrialPlan(p.A, p.damp, 300, preconditioned=True)), direct=True,
+        _plan(lambda p: LsmrThenBorderPlan(p.A, p.damp, 300, preconditioned=True)), direct=True,
         serves=lambda p: _damped(p) and _convolution(p),
     ),
 }  # fmt: skip

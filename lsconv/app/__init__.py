@@ -6,7 +6,8 @@ them, :mod:`~lsconv.app.batch` goes through the files, :mod:`~lsconv.app.image_i
 :mod:`~lsconv.app.report` draws how well the answer explains the data.
 
 Other programs may use the report: :class:`Evidence` gathers what :func:`report_figure` draws, :class:`Kernel` is a PSF
-with its number of spatial axes, and :func:`rounded` converts an answer to an image's integers.
+with its number of spatial axes, :func:`working_dtype` is the dtype to compute in for a number type of images, and
+:func:`rounded` converts an answer to one.
 
 Example:
     >>> from lsconv.app import Evidence, Kernel, report_figure
@@ -33,12 +34,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lsconv.app.arguments import Kernel
-    from lsconv.app.picture import rounded
+    from lsconv.app.picture import rounded, working_dtype
     from lsconv.app.report import Evidence, report_figure
 
-__all__ = ["Evidence", "Kernel", "command_line", "main", "report_figure", "rounded"]
+__all__ = ["Evidence", "Kernel", "command_line", "main", "report_figure", "rounded", "working_dtype"]
 
-_MODULE_OF = {"Evidence": "report", "Kernel": "arguments", "report_figure": "report", "rounded": "picture"}
+_MODULE_OF = {
+    "Evidence": "report",
+    "Kernel": "arguments",
+    "report_figure": "report",
+    "rounded": "picture",
+    "working_dtype": "picture",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The loop over many files: progress, processes, and a line about everything amiss."""
+"""The loop over many files: progress, processes, and a line for every error and warning."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ import lsconv
 from lsconv.app.arguments import UsageError
 from lsconv.app.image_io import ImageFileError
 
-__all__ = ["Outcome", "describe", "print_error", "process_files"]
+__all__ = ["Advance", "Outcome", "describe", "print_error", "process_files"]
 
+# A function that is told the stage, the items done and the items in all.
 Advance = Callable[[str, int, int], None]
+# The work on one file, of the image to read, the one to write and an Advance: it returns a line about the file written,
+# and whether every solve converged.
 Work = Callable[[Path, Path, Advance], tuple[str, bool]]
 
 
@@ -91,6 +94,7 @@ def process_files(
 def _outcomes(
     work: Work, images: Sequence[Path], targets: Sequence[Path], jobs: int, advance: Advance
 ) -> Iterator[Outcome]:
+    """Process the files here, or shared among ``jobs`` processes; the outcomes come in the order of the files."""
     if jobs <= 1:
         for image, target in zip(images, targets, strict=True):
             yield _attempt(work, image, target, advance)

@@ -10,8 +10,8 @@ import torch
 
 import lsconv
 from lsconv.app.arguments import Kernel, UsageError
+from lsconv.app.batch import Advance
 from lsconv.app.image_io import check_target, read_picture, write_picture
-from lsconv.app.restore import Advance
 
 __all__ = ["Blur"]
 
@@ -43,16 +43,7 @@ class Blur:
             )
 
     def __call__(self, image: Path, target: Path, advance: Advance = lambda *_: None) -> tuple[str, bool]:
-        """Blur one file.
-
-        Args:
-            image: the file to read.
-            target: the file to write.
-            advance: told the stage, the items done and the items in all.
-
-        Returns:
-            A line about the file written, and True: nothing has to converge.
-        """
+        """Blur one file, as a :data:`~lsconv.app.batch.Work`; nothing has to converge."""
         picture = read_picture(image)
         check_target(target, picture)
         kernel = self.kernel.as_line() if picture.line and self.kernel.ndim == 2 else self.kernel

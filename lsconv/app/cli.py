@@ -201,7 +201,7 @@ def deblur(
         Path | None,
         typer.Option(help="Write a page with a report about every file into this folder.", metavar="FOLDER"),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what is amiss.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what was chosen, and why.")] = False,
 ) -> None:
     """Restore images whose blur is known, or of a kind whose size the image itself tells (--psf auto:disk).

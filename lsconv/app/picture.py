@@ -145,10 +145,7 @@ class Picture:
             crop: rows and columns (before them pages) of this image that the colours cover.
         """
         values = np.moveaxis(colours.detach().cpu().numpy(), -3, -1)
-        if self.is_integer:
-            values = rounded(values, self.values.dtype)
-        else:
-            values = values > 0.5 if self.values.dtype == bool else values.astype(self.values.dtype)
+        values = rounded(values, self.values.dtype)
         if self.opacity:
             cells: tuple[Any, ...] = (Ellipsis, *crop, slice(-1, None))
             values = np.concatenate([values, self.values[cells]], axis=-1)
@@ -162,13 +159,17 @@ def working_dtype(dtype: np.dtype[Any]) -> torch.dtype:
 
 
 def rounded(values: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """Round values to integers of a type, and clip them to its range.
+    """Convert values to a number type: integers are rounded and clipped to its range, true is above one half.
 
     Example:
         >>> import numpy as np
         >>> rounded(np.array([-0.7, 2.6, 300.0]), np.dtype(np.uint8)).tolist()
         [0, 3, 255]
+        >>> rounded(np.array([0.2, 0.8]), np.dtype(bool)).tolist()
+        [False, True]
     """
+    if dtype.kind not in "iu":
+        return values > 0.5 if dtype.kind == "b" else values.astype(dtype)
     limits = np.iinfo(dtype)
     wide = values.astype(np.float64) if dtype.itemsize >= 4 else values  # 2^32 - 1 is no float32
     high = float(limits.max) if dtype.itemsize < 8 else float(np.nextafter(float(limits.max), 0))

@@ -1,4 +1,4 @@
-"""The figure that ``lsconv demo`` writes."""
+"""The figure that ``lsconv demo`` writes, and the display of an image in any figure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lsconv.app.image_io import atomically
 
-__all__ = ["Panel", "draw_comparison"]
+__all__ = ["Panel", "draw_comparison", "hide_ticks", "show_image"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def draw_comparison(
     grid = figure.add_gridspec(2, 3, left=0.01, right=0.99, top=0.93, bottom=0.045, wspace=0.03, hspace=0.16)
     for index, panel in enumerate(panels):
         axes = figure.add_subplot(grid[index // 3, index % 3])
-        _show(axes, panel.pixels)
+        show_image(axes, panel.pixels)
         axes.set_title(f"{panel.name}\n{panel.subtitle}", fontsize=10)
         if panel.enlarged:
             rows, columns = strip
@@ -64,12 +64,12 @@ def draw_comparison(
         if index == 1:
             inset = axes.inset_axes((0.03, 0.03, 0.2, 0.2))
             inset.imshow(kernel.cpu().numpy(), cmap="gray")
-            _hide_ticks(inset)
+            hide_ticks(inset)
     enlarged = [panel for panel in panels if panel.enlarged]
     cells = grid[1, 2].subgridspec(len(enlarged), 1, hspace=0.25)
     for index, panel in enumerate(enlarged):
         axes = figure.add_subplot(cells[index])
-        _show(axes, panel.pixels[:, strip[0], strip[1]])
+        show_image(axes, panel.pixels[:, strip[0], strip[1]])
         axes.set_title(f"enlarged: {panel.name}", fontsize=8)
     figure.text(0.5, 0.015, caption, ha="center", fontsize=8)
     with atomically(path) as file:
@@ -78,14 +78,15 @@ def draw_comparison(
     return width, height
 
 
-def _show(axes: Any, pixels: Tensor) -> None:
-    shown = pixels.detach().float().cpu().clamp(0, 1)
-    if shown.shape[0] == 1:
-        shown = shown.expand(3, -1, -1)
-    axes.imshow(torch.nan_to_num(shown).permute(1, 2, 0).numpy(), interpolation="nearest")
-    _hide_ticks(axes)
+def show_image(axes: Any, image: Tensor) -> None:
+    """Show an image, ``(channels, height, width)``: three channels in colour, of any other number the first."""
+    shown = torch.nan_to_num(image.detach().float().cpu()).clamp(0, 1)
+    shown = shown if shown.shape[0] == 3 else shown[:1].expand(3, -1, -1)
+    axes.imshow(shown.permute(1, 2, 0).numpy(), interpolation="nearest")
+    hide_ticks(axes)
 
 
-def _hide_ticks(axes: Any) -> None:
+def hide_ticks(axes: Any) -> None:
+    """Remove the ticks of an image's axes."""
     axes.set_xticks([])
     axes.set_yticks([])

@@ -30,6 +30,7 @@ from torch import Tensor
 from lsconv.app.arguments import Kernel
 from lsconv.app.image_io import Picture, atomically, write_picture
 from lsconv.app.picture import quantised
+from lsconv.app.plots import hide_ticks, show_image
 from lsconv.app.spectra import draw_spectra
 
 __all__ = ["Evidence", "Whiteness", "draw_pair", "draw_report", "report_figure", "whiteness"]
@@ -278,7 +279,7 @@ def _draw_images(figure: Any, data: Tensor, restored: Tensor, kernel: Kernel) ->
         return
     low, high = _grey_range(torch.nan_to_num(_middle(data, kernel)))
     for axes, image, name in zip(figure.subplots(1, 2), (data, restored), ("data", "restoration"), strict=True):
-        _show(axes, (torch.nan_to_num(_middle(image, kernel)) - low) / (high - low))
+        show_image(axes, (torch.nan_to_num(_middle(image, kernel)) - low) / (high - low))
         slices = f", slice {data.shape[-3] // 2 + 1} of {data.shape[-3]}" if kernel.ndim == 3 else ""
         missing = torch.isnan(_middle(image, kernel)).any(0)
         remark = ""
@@ -306,15 +307,6 @@ def _grey_range(data: Tensor) -> tuple[float, float]:
     return (0.0, 1.0) if low >= -0.05 and 0.05 < high <= 1.05 else (low, max(high, low + 1e-12))
 
 
-def _show(axes: Any, image: Tensor) -> None:
-    """Show an image, ``(channels, height, width)``: three channels in colour, of any other number the first."""
-    image = image.clamp(0, 1)
-    image = image if image.shape[0] == 3 else image[:1].expand(3, -1, -1)
-    axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
-
-
 def _draw_psf(axes: Any, kernel: Kernel, centre: tuple[int, ...]) -> None:
     values = kernel.values.detach().float().cpu()
     values = values.reshape(-1, *kernel.size)[0]
@@ -331,8 +323,7 @@ def _draw_psf(axes: Any, kernel: Kernel, centre: tuple[int, ...]) -> None:
 
 def _draw_deviations(figure: Any, axes: Any, std: Tensor) -> None:
     drawn = axes.imshow(std.mean(0).numpy(), cmap="magma", interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
+    hide_ticks(axes)
     axes.set_title("standard deviation", fontsize=10)
     figure.colorbar(drawn, ax=axes, shrink=0.8).ax.tick_params(labelsize=8)
 
@@ -349,7 +340,6 @@ def _draw_residual(figure: Any, axes: Any, residual: Tensor, white: Whiteness) -
     measured = plane[torch.isfinite(plane)]
     limit = max(3 * float(measured.std()), 1e-12) if measured.numel() > 1 else 1.0
     drawn = axes.imshow(plane.numpy(), cmap="gray", vmin=-limit, vmax=limit, interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
+    hide_ticks(axes)
     bar = figure.colorbar(drawn, ax=axes, shrink=0.8)
     bar.ax.tick_params(labelsize=8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 
 import lsconv
 from lsconv.app.arguments import Kernel, UsageError
+from lsconv.app.batch import Advance
 from lsconv.app.image_io import Picture, check_target, read_picture, write_picture
 from lsconv.app.report import Evidence, draw_pair, draw_report
 
@@ -24,8 +25,6 @@ RULES = ("gcv", "discrepancy", "upre", "lcurve", "evidence")
 PRIORS = ("gradient", "tikhonov", "tv")
 # Arrays of the field's size that a solve holds at once; measured on images and stacks, and rounded up.
 _ARRAYS_OF_SOLVE = 40
-
-Advance = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -193,16 +192,7 @@ class Restoration:
         return number
 
     def __call__(self, image: Path, target: Path, advance: Advance = lambda *_: None) -> tuple[str, bool]:
-        """Restore one file.
-
-        Args:
-            image: the file to read.
-            target: the file to write.
-            advance: told the stage, the items done and the items in all.
-
-        Returns:
-            A line about the file written, and whether every solve converged.
-        """
+        """Restore one file, as a :data:`~lsconv.app.batch.Work`."""
         begun = time.perf_counter()
         advance("reading", 0, 1)
         picture = read_picture(image)
@@ -217,7 +207,7 @@ class Restoration:
             estimate = work._estimate(picture, fields)
             work = replace(work, kernel=Kernel(estimate.psf, 2))
         work._check_memory(fields)
-        work._check_size(fields)
+        work.check_size(tuple(fields.shape[-work.kernel.ndim :]))
         restored, deviations, solutions = torch.empty_like(fields), torch.empty_like(fields), []
         reported = len(fields) // 2  # the report is about the middle item
         evidence: Evidence | None = None
@@ -314,8 +304,8 @@ class Restoration:
                 field = field.narrow(axis, margin - c, size)
         return field
 
-    def _check_size(self, fields: Tensor) -> None:
-        size = tuple(fields.shape[-self.kernel.ndim :])
+    def check_size(self, size: tuple[int, ...]) -> None:
+        """Refuse a PSF larger than an image of this size, unless zeros lie beyond the image."""
         if self.boundary != "zero" and any(k > n for k, n in zip(self.kernel.size, size, strict=True)):
             raise UsageError(
                 f"psf: its size {self.kernel.size} exceeds that of the image, {size}; crop it, or use --boundary zero"
@@ -335,6 +325,11 @@ class Restoration:
         if self.max_memory is not None and self.needed(fields) > self.max_memory:
             needed, allowed = (size / 2**30 for size in (self.needed(fields), self.max_memory))
             raise UsageError(f"needs about {needed:.2g} GiB, --max-memory allows {allowed:.2g} GiB")
+
+    def gradient(self, A: Any) -> lsconv.Gradient:
+        """The gradient that penalises the inputs of A, periodic where the boundary is."""
+        edge = "periodic" if self.boundary == "periodic" else "neumann"
+        return lsconv.Gradient(A.in_shape, ndim=self.kernel.ndim, boundary=edge, dtype=A.dtype, device=A.device)
 
     def _describe_problem(self) -> str:
         """The PSF, the boundary, the prior and the noise in words."""
@@ -376,10 +371,7 @@ class Restoration:
         psf, positions = self.kernel.values.reshape(-1, *self.kernel.size).to(fields.dtype), self.kernel.positions
         A = lsconv.blur_operator(psf if positions is not None else psf[:1], size, boundary=self.boundary,
                                  ndim=self.kernel.ndim, origin=self.origin, positions=positions)  # fmt: skip
-        L = None
-        if self.prior == "gradient":
-            edge = "periodic" if self.boundary == "periodic" else "neumann"
-            L = lsconv.Gradient(A.in_shape, ndim=self.kernel.ndim, boundary=edge, dtype=fields.dtype)
+        L = self.gradient(A) if self.prior == "gradient" else None
         explained = lsconv.explain(A, float(solution.damp.reshape(-1)[0]), L)
         return [f"plan {explained.plan}", *(f"because {reason}" for reason in explained.reasons)]
 

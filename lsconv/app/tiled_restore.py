@@ -17,8 +17,9 @@ from torch import Tensor
 
 import lsconv
 from lsconv.app.arguments import UsageError
+from lsconv.app.batch import Advance
 from lsconv.app.picture import ImageFileError, rounded, working_dtype
-from lsconv.app.restore import Advance, Restoration
+from lsconv.app.restore import Restoration
 from lsconv.app.stored import opened, written
 
 __all__ = ["TiledRestoration"]
@@ -65,34 +66,22 @@ class TiledRestoration:
             raise UsageError("--damp 0: --tile needs a number > 0, or a rule")
 
     def __call__(self, image: Path, target: Path, advance: Advance = lambda *_: None) -> tuple[str, bool]:
-        """Restore one file.
-
-        Args:
-            image: the file to read.
-            target: the file to write.
-            advance: told the stage, the items done and the items in all.
-
-        Returns:
-            A line about the file written, and whether every solve converged.
-        """
+        """Restore one file, as a :data:`~lsconv.app.batch.Work`."""
         ndim, kernel = self.work.kernel.ndim, self.work.kernel
         stored = opened(image)
         order = stored.planes_first(ndim)
         planes = stored.read_as(order)
         size = tuple(planes.shape[-ndim:])
-        if self.work.boundary != "zero" and any(k > n for k, n in zip(kernel.size, size, strict=True)):
-            raise UsageError(
-                f"psf: its size {kernel.size} exceeds that of the image, {size}; crop it, or use --boundary zero"
-            )
+        self.work.check_size(size)
         psf = kernel.values.to(device=self.work.device, dtype=working_dtype(stored.array.dtype))
-        A = self._blur(psf, size)
+        A: Any = lsconv.blur_operator(psf, size, boundary=self.work.boundary, origin=self.work.origin)
         rule = self.work.rule()
         damp, chosen = (rule, "") if isinstance(rule, float) else self._damp_of_sample(psf, planes, rule)
         # The same command continues from this folder after an interruption.
         folder = target.parent / f".{target.name}.tiles"
         plan = lsconv.tiled.Plan(
-            A.weight[0, 0], A.spatial_in, damp=damp, L=self._penalty(A), padding=A.padding, padding_mode=A.padding_mode,
-            tile=self.tile, max_memory=self.work.max_memory, storage=folder,
+            A.weight[0, 0], A.spatial_in, damp=damp, L=self.work.gradient(A), padding=A.padding,
+            padding_mode=A.padding_mode, tile=self.tile, max_memory=self.work.max_memory, storage=folder,
         )  # fmt: skip
         advance("solving", 0, 1)
         start = [0] * ndim
@@ -113,13 +102,6 @@ class TiledRestoration:
             f"damp {damp:.3g}{chosen}, tiles of {'×'.join(map(str, plan.passes.tile_regions.size))}, {steps} step(s)"
         )
         return (line + f"\n  {plan}" if self.work.verbose else line), bool(solution.converged.all())
-
-    def _blur(self, psf: Tensor, size: Sequence[int]) -> Any:
-        return lsconv.blur_operator(psf, tuple(size), boundary=self.work.boundary, origin=self.work.origin)
-
-    def _penalty(self, A: Any) -> lsconv.Gradient:
-        edge = "periodic" if self.work.boundary == "periodic" else "neumann"
-        return lsconv.Gradient(A.in_shape, ndim=A.ndim, boundary=edge, dtype=A.dtype, device=A.device)
 
     def _damp_of_sample(self, psf: Tensor, planes: Any, rule: str) -> tuple[float, str]:
         """The damping that the rule chooses on a sample of windows together, and words about the choice.
@@ -208,6 +190,5 @@ class _Output:
                 return
             source.append(slice(low - region.start, high - region.start))
             target.append(slice(low - start, high - start))
-        part, dtype, index = values[tuple(source)], self._array.dtype, (*leading, *target)
-        pixels = rounded(part, dtype) if dtype.kind in "iu" else part.astype(dtype)
-        self._array[tuple(index[axis] for axis in self._axes)] = pixels
+        part, index = values[tuple(source)], (*leading, *target)
+        self._array[tuple(index[axis] for axis in self._axes)] = rounded(part, self._array.dtype)

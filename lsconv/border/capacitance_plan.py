@@ -41,10 +41,10 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.frequency_matrices import FrequencyMatrices
 from lsconv.fourier.symbol import symbol
 from lsconv.krylov.loop.batched_scalars import ItemSpace
-from lsconv.krylov.loop.evidence import NormBounds, RankThreshold
+from lsconv.krylov.loop.certificate import NormBounds, RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.plan import PATIENCE, Plan
+from lsconv.krylov.plan import FALLBACK_AFTER, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
@@ -123,7 +123,7 @@ class CapacitancePlan(Plan):
             # where singular values fall exponentially, as a blur's do, the iterations of another method do not suffice:
             # a factorisation is refused only where it costs more than twice as many
             iteration = CostModel(1, cells, channels, definite=False).iteration_work(1)
-            if dense_cost(in_border.size, definite=False).setup > 2 * PATIENCE * iteration:
+            if dense_cost(in_border.size, definite=False).setup > 2 * FALLBACK_AFTER * iteration:
                 raise MethodError(
                     f"{self.A!r}: {in_border.size} border unknowns cost more to factorise than to iterate on"
                 )
@@ -236,12 +236,14 @@ class CapacitancePlan(Plan):
         return self._refined(self._refined(g, True, rtol), False, rtol).to(self.A.dtype)
 
     @torch.no_grad()
-    def attempt(self, y: Tensor | None = None, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """:meth:`apply` to ``y`` or :meth:`adjoint` to ``v``, and which items missed the tolerance."""
-        if y is not None:
-            solution = self.solve(y)
-            return solution.x, ~solution.converged
-        assert v is not None
+    def attempt_apply(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute :meth:`apply` of ``y``, and mark the items that missed the tolerance."""
+        solution = self.solve(y)
+        return solution.x, ~solution.converged
+
+    @torch.no_grad()
+    def attempt_adjoint(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute :meth:`adjoint` of ``v``, and mark the items that missed the tolerance."""
         answer = self.adjoint(v)
         v64 = v.detach().to(self.precise.dtype)
         judge = Judge(self.precise.H, self.tolerances(None), rounding=torch.finfo(self.A.dtype).eps)

@@ -19,9 +19,9 @@ from torch import Tensor
 from lsconv.border.normal_inverse import NormalInverse
 from lsconv.errors import ConvergenceWarning
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
+from lsconv.krylov.loop.certificate import LENGTH_LIMIT, Tolerances
 from lsconv.krylov.loop.flexible_direction import FlexibleDirection
 from lsconv.krylov.loop.solution import Solution, Status
-from lsconv.krylov.loop.stopping import EXCUSED, Tolerances
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 
@@ -185,7 +185,7 @@ class NormalEquations:
         # residual need not be smaller than 5 % of that rounding.
         if self.A.dtype != self.plan.A.dtype:
             stored = 0.05 * self.tolerances.eps * (norm * x_norm + self.given_norm)
-            rounding = torch.where(EXCUSED * norm * x_norm <= self.given_norm, stored, rounding)
+            rounding = torch.where(LENGTH_LIMIT * norm * x_norm <= self.given_norm, stored, rounding)
         if self.beyond_rounding:
             rounding = torch.zeros_like(rounding)
         # the certificate judges the gradient: g, or A^H g on the residual side, where norm bounds what A^H does to it

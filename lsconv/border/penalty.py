@@ -171,6 +171,14 @@ class Penalty:
                 grid.append(min(n, longer, key=lambda size: transform_cost((size,))))  # as for 1038 = 6 * 173
         self.grid, self.constrained = tuple(grid), tuple(constrained)
 
+    @classmethod
+    def of_terms(cls, A: Convolution, terms: Sequence[Filter], damp: float) -> Penalty | None:
+        """The penalty of terms, converted to the dtype of A; None where there are none, for the identity."""
+        if not terms:
+            return None
+        filters = [Filter(t.convolution.to(dtype=A.dtype), t.factor.to(A.dtype)) for t in terms]
+        return cls(A, filters, torch.tensor(damp, dtype=torch.float64, device=A.device))
+
     def precise(self) -> Penalty:
         """The penalty in double precision, on a tight grid."""
         convolution, terms, damp = self._given

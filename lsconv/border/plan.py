@@ -38,13 +38,12 @@ from lsconv.errors import ConvergenceWarning, DtypeError, MethodError
 from lsconv.fourier.embedding import Embedding
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
-from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
+from lsconv.krylov.loop.certificate import TALL_NULL_SHARE, NormBounds, NullSpaceBound, RankThreshold, Tolerances
 from lsconv.krylov.loop.judge import Judge
-from lsconv.krylov.loop.null_space import misses_null_part, settle_null_space
+from lsconv.krylov.loop.null_space import misses_null_part, verify_null_space
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import SQUARE_SHARE, Tolerances
 from lsconv.krylov.lsqr import lsqr
-from lsconv.krylov.plan import PATIENCE, Plan
+from lsconv.krylov.plan import FALLBACK_AFTER, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
@@ -130,7 +129,7 @@ class BorderPlan(Plan):
             self._refuse_deficient()
         self.x_in_range_of_adjoint = self.inverse.side == "residual"
         # the border of a volume has no factors, so that the fallback may be faster than more iterations
-        self.patience = PATIENCE if self._damped and self.inverse.form == "valid" and A.ndim == 3 else None
+        self.fallback_after = FALLBACK_AFTER if self._damped and self.inverse.form == "valid" and A.ndim == 3 else None
 
     @torch.no_grad()
     def _factor(self, dtype: torch.dtype) -> None:
@@ -159,14 +158,7 @@ class BorderPlan(Plan):
     def solve(
         self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
     ) -> Solution:
-        """The solution for ``y`` of shape ``(*batch, *out_shape)``, with a certificate computed in float64.
-
-        Args:
-            y: right-hand sides, finite.
-            rtol: relative tolerance of residual or gradient; None: 1e-6 in float32, 1e-10 in float64.
-            atol: absolute tolerance, in the units of y.
-            max_iter: limit on the border iterations, all together.
-        """
+        """The solution, with a certificate computed in float64; ``max_iter`` limits the border iterations in all."""
         tolerances = self.tolerances(rtol, atol)
         y = y.detach().to(self.precise.dtype)
         factors = self._exact_factors(y, self.A.out_shape)
@@ -176,7 +168,7 @@ class BorderPlan(Plan):
             if converged_without_excuse(solution):
                 return solution
         # Errors along singular values below damp enter the gradient with the factor damp^2 only.
-        error_share = None if self.inverse.side == "residual" else SQUARE_SHARE
+        error_share = None if self.inverse.side == "residual" else TALL_NULL_SHARE
 
         make = functools.partial(
             NormalEquations, self, y=y, tolerances=tolerances, max_iter=max_iter, error_share=error_share
@@ -212,7 +204,7 @@ class BorderPlan(Plan):
         solution = judge.solution(x, y, iterations=outer.iterations)
         blind = replace(judge, null_space=NullSpaceBound())  # does not judge the part of x in the null space
         certify = functools.partial(blind.solution, y=y, iterations=outer.iterations)
-        return settle_null_space(solution, x, y, self.precise, tolerances, self._shortest, certify)
+        return verify_null_space(solution, x, y, self.precise, tolerances, self._shortest, certify)
 
     def _shortest(self, y: Tensor, rtol: float) -> Tensor:
         """The least-norm solution for consistent data, by an iteration that stays in the range of ``A^H``."""
@@ -269,7 +261,7 @@ class BorderPlan(Plan):
         # The share is strict where A has fewer outputs than inputs, hence a null space, and where one outer step leaves
         # a part of x in it: where the shift of the factors exceeds damp^2 (they are not exact), or damp is tiny.
         strict = self.A.out_numel < self.A.in_numel or not self.inverse.exact
-        shares = torch.where(strict | (self.damp < _INVISIBLE_DAMP * self._norm), null_share, SQUARE_SHARE)
+        shares = torch.where(strict | (self.damp < _INVISIBLE_DAMP * self._norm), null_share, TALL_NULL_SHARE)
         return torch.where(damped, shares, 0.0)
 
     @functools.cached_property
@@ -311,18 +303,23 @@ class BorderPlan(Plan):
         return outer.dual().to(self.A.dtype)
 
     @torch.no_grad()
-    def attempt(self, y: Tensor | None = None, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Compute :meth:`apply` of ``y`` or :meth:`adjoint` of ``v``, and mark the items that missed the tolerance."""
-        if y is not None and self.inverse.side == "solution" and bool((self.damp < _TINY_DAMP * self._norm).any()):
+    def attempt_apply(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute :meth:`apply` of ``y``, and mark the items that missed the tolerance."""
+        if self.inverse.side == "solution" and bool((self.damp < _TINY_DAMP * self._norm).any()):
             solution = self.solve(y)  # because the tolerance ratio does not show the null space
             return solution.x, ~solution.converged
-        given, item_shape = (v, self.A.in_shape) if y is None else (y, self.A.out_shape)
-        assert given is not None
-        if self._certified_factors(given, item_shape) is not None:
-            answer = self.apply(given) if v is None else self.adjoint(given)
-            return answer, torch.zeros((), dtype=torch.bool, device=answer.device)
-        outer = self._iterate(y=y, v=v)
-        return (outer.dual() if y is None else outer.x).to(self.A.dtype), outer.tolerance_ratio > 1
+        if self._certified_factors(y, self.A.out_shape) is not None:
+            return self.apply(y), torch.zeros((), dtype=torch.bool, device=y.device)
+        outer = self._iterate(y=y)
+        return outer.x.to(self.A.dtype), outer.tolerance_ratio > 1
+
+    @torch.no_grad()
+    def attempt_adjoint(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute :meth:`adjoint` of ``v``, and mark the items that missed the tolerance."""
+        if self._certified_factors(v, self.A.in_shape) is not None:
+            return self.adjoint(v), torch.zeros((), dtype=torch.bool, device=v.device)
+        outer = self._iterate(v=v)
+        return outer.dual().to(self.A.dtype), outer.tolerance_ratio > 1
 
     @functools.cached_property
     def _norm_from_below(self) -> Tensor:

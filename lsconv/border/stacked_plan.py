@@ -33,10 +33,9 @@ from lsconv.border.penalty import Filter, Penalty, common_grid_filters
 from lsconv.errors import ArgumentError
 from lsconv.fourier.batched_linalg import frobenius
 from lsconv.krylov.loop.batched_scalars import ItemSpace
-from lsconv.krylov.loop.evidence import NormBounds
+from lsconv.krylov.loop.certificate import NormBounds, Tolerances
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.krylov.plan import PenalisedPlan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import WORK_BYTES, broadcast_shapes, over_items
@@ -163,7 +162,7 @@ class StackedPlan(PenalisedPlan):
         tolerances = self.tolerances(rtol, atol)
         factors = self.inverse.factorise_if_cheaper(tuple(batch))
         if factors is not None:
-            data_alone = self.problem.data_beside_prior(y, x_prior)
+            data_alone = self.problem.data_without_prior(y, x_prior)
             x = factors.solution(data_alone) / over_items(self.unit, len(self.A.in_shape))
             solution = self._certified(y, x, x_prior, tolerances)
             if converged_without_excuse(solution):

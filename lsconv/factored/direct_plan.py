@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lsconv.errors import PlanMemoryError
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
-from lsconv.krylov.loop.evidence import NormBounds, RankThreshold
+from lsconv.krylov.loop.certificate import NormBounds, RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.plan import Plan

@@ -27,7 +27,7 @@ from lsconv.fourier.frequency_inverse import FactoredInverse, FrequencyInverse, 
 from lsconv.fourier.frequency_matrices import ELEMENTWISE_ENTRIES, FrequencyMatrices, repeat_for_items
 from lsconv.fourier.symbol import symbol
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
-from lsconv.krylov.loop.evidence import NormBounds, RankThreshold
+from lsconv.krylov.loop.certificate import NormBounds, RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.plan import Plan

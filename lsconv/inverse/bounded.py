@@ -29,12 +29,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ConvergenceError, MethodError, warn
+from lsconv.errors import MethodError
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
-from lsconv.inverse.total_variation import check_bounds, refuse_gradient
+from lsconv.inverse.admm.optimality import natural_residual
+from lsconv.inverse.convex_arguments import check_bounds, refuse_gradient
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
 from lsconv.krylov.loop.problem import prepare
-from lsconv.krylov.loop.solution import Solution, Status
+from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
@@ -109,12 +110,7 @@ def bounded_least_squares(
         gradient_norm=gradient_norm,
         damp=damping.expand(batch).to(A.dtype),
     )
-    if not bool(solution.converged.all()):
-        count = int((~solution.converged).sum())
-        text = f"{count} of {solution.converged.numel()} item(s) did not converge ({name}). {solution.failure_text()}"
-        if raise_on_failure:
-            raise ConvergenceError(text)
-        warn(text)
+    report(solution, name, raise_on_failure=raise_on_failure)
     return solution
 
 
@@ -154,10 +150,12 @@ class _Quadratic:
         """The residual ``Ax - y``, with zeros where Ax exceeds a datum that is a lower bound."""
         return residual if self.at_least is None else torch.where(self.at_least, residual.clamp_max(0), residual)
 
-    def rise(self, residual: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
-        """The change of the data term where ``Ax`` changes by ``change``, less its linear part, per item.
+    def second_order(self, residual: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+        """The change of the data term less its linear part, per item, and the change of :meth:`counted`.
 
-        Also returns the change of :meth:`counted`, ``(*batch, *out_shape)``.
+        Args:
+            residual: ``Ax - y``, ``(*batch, *out_shape)``.
+            change: the change of ``Ax``.
         """
         if self.at_least is None:
             return 0.5 * self.data_space.norm(change).square(), change
@@ -188,9 +186,7 @@ class _Quadratic:
             met = self.at_least & (image > y)
             image, y = image.masked_fill(met, 0), y.masked_fill(met, 0)
         forces = torch.maximum(self.space.norm(self.A.adjoint(y)), self.space.norm(self.A.adjoint(image)))
-        length = divide(self.space.norm(x), forces)
-        t = self.space.broadcast(torch.where(length > 0, length, 1.0))
-        return self.space.norm((x - (x - t * g).clamp(*bounds)) / t), forces
+        return self.space.norm(natural_residual(x, g, forces, bounds, self.space)), forces
 
     def preconditioner(self) -> LinearOperator | None:
         """An approximate inverse of the Hessian, where A and L have structure."""
@@ -227,7 +223,7 @@ def _iterate(
         curvature = space.inner(steepest, f.hessian(steepest, state.residual))
         length = divide(space.inner(steepest, steepest), curvature)
         state = _search(f, state, -state.gradient, torch.where(length > 0, length, 1.0), bounds, active)
-        direction = _on_the_face(f, state, _free(state, bounds), M)
+        direction = _minimise_on_face(f, state, _free(state, bounds), M)
         state = _search(f, state, direction, torch.ones_like(length), bounds, active)
         still = active & (space.norm(state.x - before) == 0)
         stagnated, active = stagnated | still, active & ~still
@@ -275,32 +271,33 @@ def _search(
         sufficient: the share of the linear model's decrease that the objective has to fall by.
     """
     space, x = f.space, state.x
-    chosen, open_ = state, active
+    chosen, searching = state, active
     for _ in range(30):
         step = (x + space.broadcast(length) * direction).clamp(*bounds) - x
         change = f.A.apply(step)
-        beyond, counted = f.rise(state.residual, change)
-        product = f.A.adjoint(counted)
+        second_order, counted_change = f.second_order(state.residual, change)
+        product = f.A.adjoint(counted_change)
         slope = space.inner(state.gradient, step)
         if f.damped:
-            pull = f.penalty(step)
-            beyond, product = beyond + 0.5 * space.inner(step, pull), product + pull
-        good = open_ & (slope + beyond <= sufficient * slope) & (slope < 0)
-        where, rows = (s.broadcast(good.double()).bool() for s in (space, f.data_space))
+            penalty_step = f.penalty(step)
+            second_order = second_order + 0.5 * space.inner(step, penalty_step)
+            product = product + penalty_step
+        decreased = searching & (slope + second_order <= sufficient * slope) & (slope < 0)
+        where, rows = (s.broadcast(decreased.double()).bool() for s in (space, f.data_space))
         chosen = _State(
             torch.where(where, x + step, chosen.x),
             torch.where(rows, state.residual + change, chosen.residual),
             torch.where(where, state.gradient + product, chosen.gradient),
         )
-        open_ = open_ & ~good & (slope < 0)
-        if not bool(open_.any()):
+        searching = searching & ~decreased & (slope < 0)
+        if not bool(searching.any()):
             break
-        length = torch.where(open_, length / 2, length)
+        length = torch.where(searching, length / 2, length)
     return replace(chosen, x=chosen.x.clamp(*bounds))
 
 
-def _on_the_face(f: _Quadratic, state: _State, free: Tensor, M: LinearOperator | None, steps: int = 40) -> Tensor:
-    """Conjugate gradients for ``Q d = -g`` on the free entries, until a tenth of g is left there."""
+def _minimise_on_face(f: _Quadratic, state: _State, free: Tensor, M: LinearOperator | None, steps: int = 40) -> Tensor:
+    """Solve ``Q d = -g`` on the free entries by conjugate gradients, until a tenth of g is left there."""
     space = f.space
     r = torch.where(free, -state.gradient, 0)
     d = torch.zeros_like(r)

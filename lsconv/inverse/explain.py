@@ -16,7 +16,7 @@ from lsconv.errors import LsconvError
 from lsconv.inverse.plans.small_matrices import SMALL_MATRICES
 from lsconv.inverse.route import penalty_plan, route
 from lsconv.krylov.loop.problem import accept_operator
-from lsconv.krylov.plan import PATIENCE, Plan
+from lsconv.krylov.plan import FALLBACK_AFTER, Plan
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["Explanation", "explain"]
@@ -113,7 +113,7 @@ def _outlook(inverse: BorderInverse) -> str:
 
 def _measured(plan_by: Any, method: str, y: Tensor) -> str:
     """Time a method, or say why it does not serve."""
-    limit = {"max_iter": PATIENCE} if method == "lsmr" else {}
+    limit = {"max_iter": FALLBACK_AFTER} if method == "lsmr" else {}
     start = time.perf_counter()
     try:
         plan = plan_by(method)

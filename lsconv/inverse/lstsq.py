@@ -9,11 +9,12 @@ from torch import Tensor
 
 from lsconv.errors import MethodError
 from lsconv.inverse.bounded import bounded_least_squares
+from lsconv.inverse.fallback import Fallback
 from lsconv.inverse.observation import Observation
 from lsconv.inverse.plans.krylov_plan import KRYLOV_ONLY, KrylovPlan
 from lsconv.inverse.route import route
 from lsconv.inverse.sharded import solves_shards
-from lsconv.inverse.solve import Fallback, solve, with_start
+from lsconv.inverse.solve import solve, with_start
 from lsconv.krylov.gradients.attach import LeastSquares, attach, start_as_prior
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import accept_operator, as_complex, prepare
@@ -143,12 +144,12 @@ def lstsq(
     if "x0" in options:
         options["x0"] = as_complex(options["x0"], A)
         start = start_as_prior(A, damp, options["x0"])
-    solver = _Routed(method, preconditioner, rcond, memory_limit, check_finite, options)
+    solver = _LstsqSolver(method, preconditioner, rcond, memory_limit, check_finite, options)
     return attach(solver, LeastSquares(A, y, damp, x_prior=start), rtol=rtol)
 
 
 @dataclass(frozen=True)
-class _Routed:
+class _LstsqSolver:
     """The solver that makes the plan of :func:`route` for a problem, and solves with it once."""
 
     method: str
@@ -159,7 +160,7 @@ class _Routed:
     options: dict[str, Any]
 
     def answer(self, problem: LeastSquares) -> tuple[Solution, Plan]:
-        """The solution, and the plan that gave it."""
+        """The solution, and the plan of its backward pass."""
         A, damp, options = problem.A, problem.damp, with_start(self.options, problem)
         data = prepare(A, problem.y, damp=damp, check_finite=self.check_finite, name="y")
         damp = damp if isinstance(damp, Tensor) else float(damp)
@@ -178,7 +179,7 @@ class _Routed:
             not krylov_options or (self.method == "auto" and not plan.innermost.iterates)
         )
         fallback = Fallback(A, damp, plan, self.rcond) if may_fall_back else None
-        solution = solve(plan, data.y, data.nonfinite, fallback=fallback, **options)
+        solution, backward = solve(plan, data.y, data.nonfinite, fallback=fallback, **options)
         if self.method == "hybrid":  # the backward pass holds the chosen damping fixed
             return solution, KrylovPlan(A, solution.damp, "lsmr")
-        return solution, plan if fallback is None else fallback.answering
+        return solution, backward

@@ -13,8 +13,8 @@ from lsconv.inverse.admm.history import to_solution
 from lsconv.inverse.admm.iteration import admm
 from lsconv.inverse.admm.operator_step import NormalStep
 from lsconv.inverse.admm.proximal import Bounds, Term, box_term
+from lsconv.inverse.convex_arguments import batch_of, check_bounds, refuse_gradient, reported
 from lsconv.inverse.observation import Observation
-from lsconv.inverse.total_variation import batch_of, check_bounds, refuse_gradient, reported
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import accept_operator, check_damp, prepare

@@ -17,17 +17,17 @@ noise" (2009), and Bertero, Boccacci, Talenti, Zanella and Zanni, "A discrepancy
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from lsconv.errors import ConvergenceWarning
+from lsconv.errors import unreported
+from lsconv.inverse.admm.optimality import natural_residual
 from lsconv.inverse.admm.proximal import Bounds
 from lsconv.inverse.bounded import RTOL, bounded_least_squares
-from lsconv.inverse.total_variation import reported
-from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
+from lsconv.inverse.convex_arguments import reported
+from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.problem import prepare
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.operators.base import LinearOperator
@@ -92,8 +92,7 @@ def penalised_poisson(
         ratio = float((gradient_norm / forces)[active].max())
         inner = max(accuracy * min(ratio, 1.0), finest)
         weights, target = f.weights(x)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
+        with unreported():
             proposed = bounded_least_squares(
                 "deconvolve", Diagonal(weights, len(batch)) @ A, weights * target, box, strength, L=L, x_prior=x_prior,
                 x0=x, rtol=inner,
@@ -179,9 +178,7 @@ class _Likelihood:
         # where the data agree with the prior both gradients vanish, and the noise of the counts gives their scale
         forces = torch.maximum(self.space.norm(data), self.space.norm(pull))
         forces = torch.maximum(forces, 1e-3 * self.space.norm(self.A.adjoint(torch.sqrt(self.y) / self.mean)))
-        t = self.space.broadcast(divide(self.space.norm(x), forces).clamp_min(1e-300)).to(x.dtype)
-        g = data + pull
-        return self.space.norm((x - (x - t * g).clamp(*box)) / t), forces
+        return self.space.norm(natural_residual(x, data + pull, forces, box, self.space)), forces
 
     def rounding_force(self, x: Tensor) -> Tensor:
         """The norm of ``A^H W |A x|``, W the second derivatives: times the unit roundoff, the gradient's rounding."""
@@ -251,8 +248,7 @@ def by_discrepancy(
     low, high = torch.zeros_like(strength), torch.full_like(strength, torch.inf)
     start_at: Tensor | None = None
     for _ in range(solves):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
+        with unreported():
             solution = solve(strength, start_at)
         start_at = solution.x
         over = excess(solution)
@@ -261,6 +257,6 @@ def by_discrepancy(
         high, low = torch.where(over > 0, strength, high), torch.where(over > 0, low, strength)
         centre = (low * high).sqrt()
         bracketed = (low > 0) & torch.isfinite(high)
-        following = torch.where(bracketed, centre, torch.where(over > 0, strength / 2, strength * 2))
-        strength = torch.where(over.abs() < within, strength, following)
+        next_strength = torch.where(bracketed, centre, torch.where(over > 0, strength / 2, strength * 2))
+        strength = torch.where(over.abs() < within, strength, next_strength)
     return solve(strength, start_at)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lsconv.errors import ConvergenceWarning, MethodError, ShapeError, warn
+from lsconv.errors import MethodError, ShapeError, unreported, warn
+from lsconv.inverse.fallback import Fallback
 from lsconv.inverse.observation import Observation
 from lsconv.inverse.route import route
-from lsconv.inverse.solve import Fallback, solve, with_start
+from lsconv.inverse.solve import solve, with_start
 from lsconv.krylov.gradients.attach import LeastSquares, adjoint_answer, attach, needs_gradient, start_as_prior
 from lsconv.krylov.gradients.parameters import parameters_of
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
@@ -185,8 +184,8 @@ class PseudoInverse(LinearOperator):
             plan = self.plan.with_damp(fixed)
         return PseudoInverse(self._setup, damp, self._setup.plan(fixed) if plan is None else plan, self.observation)
 
-    def following(self, operator: LinearOperator, damp: float | Tensor) -> PseudoInverse:
-        """Attach the plan to an operator and a damping of the same values, whose tensors autograd follows."""
+    def with_gradients_by(self, operator: LinearOperator, damp: float | Tensor) -> PseudoInverse:
+        """The same plan, differentiable by an operator and a damping of the same values."""
         other = copy.copy(self)
         other.operator, other.damp = operator, damp
         return other
@@ -195,7 +194,7 @@ class PseudoInverse(LinearOperator):
     @serves_empty_batches(lambda inverse: inverse.in_shape)
     def apply(self, x: Tensor) -> Tensor:
         """The solution for the data ``x``, ``(*batch, *in_shape)``; NaN, with a warning, for nonfinite items."""
-        return attach(_Applied(self), LeastSquares(self.operator, self.observation.weighted(x), self.damp))
+        return attach(_UncertifiedSolver(self), LeastSquares(self.operator, self.observation.weighted(x), self.damp))
 
     @untraced
     @serves_empty_batches()
@@ -203,39 +202,40 @@ class PseudoInverse(LinearOperator):
         """The adjoint of :meth:`apply`."""
         if needs_gradient(self.operator, y, self.damp):
             return self.observation.weighted(adjoint_answer(self.plan, self.operator, y, self.damp))
-        return self.observation.weighted(_nan_items(self._backward, y.detach(), self.out_shape, self.in_shape))
+        v, finite = _finite_items(y.detach(), self.out_shape)
+        return self.observation.weighted(_nan_elsewhere(self._adjoint_with_fallback(v), finite, self.in_shape))
 
-    def _forward(self, y: Tensor, fallback: Fallback | None) -> Tensor:
-        if fallback is None:
-            return self.plan.apply(y)
-        found = self._answering(fallback).attempt(y=y)
+    def _apply_with_fallback(self, y: Tensor) -> tuple[Tensor, Plan]:
+        """The answer for finite data, from the fallback for items that the plan misses, and the plan that gave it."""
+        if self.fallback is None:
+            return self.plan.apply(y), self.plan
+        first = self._first_plan(self.fallback)
+        found = first.attempt_apply(y)
         if found is not None and not bool(found[1].any()):
-            return found[0]
-        healthy = torch.zeros(y.shape[: y.ndim - len(self.in_shape)], dtype=torch.bool, device=y.device)
-        return solve(self.plan, y, healthy, fallback=fallback).x
+            return found[0], first
+        nonfinite = torch.zeros(y.shape[: y.ndim - len(self.in_shape)], dtype=torch.bool, device=y.device)
+        solution, plan = solve(self.plan, y, nonfinite, fallback=self.fallback)
+        return solution.x, plan
 
-    def _backward(self, v: Tensor) -> Tensor:
-        """The adjoint of the answer, from the fallback for items that the plan has missed."""
-        fallback = self._fallback()
-        first = self.plan if fallback is None else self._answering(fallback)
-        found = None if fallback is None else first.attempt(v=v)
-        if fallback is None or found is None:
+    def _adjoint_with_fallback(self, v: Tensor) -> Tensor:
+        """The adjoint of the answer, from the fallback for items that the plan misses."""
+        if self.fallback is None:
+            return self.plan.adjoint(v)
+        first = self._first_plan(self.fallback)
+        found = first.attempt_adjoint(v)
+        if found is None:
             return first.adjoint(v)
         y, missed = found
-        plan = fallback.plan() if bool(missed.any()) else None
+        plan = self.fallback.plan if bool(missed.any()) else None
         if plan is None:
             return y
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
+        with unreported():
             other = plan.adjoint(v, rtol=direct_rtol(self.dtype))
         return select(missed, other, y)
 
-    def _answering(self, fallback: Fallback) -> Plan:
+    def _first_plan(self, fallback: Fallback) -> Plan:
         """The plan that solves first: the fallback's where the solves so far have cost its setup, else the plan."""
-        return (fallback.plan() or self.plan) if self.plan.innermost.exhausted else self.plan
-
-    def _fallback(self) -> Fallback | None:
-        return None if self.fallback is None else self.fallback.for_another_solve()
+        return (fallback.plan or self.plan) if self.plan.innermost.exhausted else self.plan
 
     @untraced
     @checks_numbers
@@ -249,7 +249,7 @@ class PseudoInverse(LinearOperator):
         self.operator.check_output(y, "y")
         y = self.observation.weighted(y)
         start = start_as_prior(self.operator, self.damp, options.get("x0"))
-        solver = _Solved(self, check_finite, {**options, "raise_on_failure": raise_on_failure})
+        solver = _CertifiedSolver(self, check_finite, {**options, "raise_on_failure": raise_on_failure})
         problem = LeastSquares(self.operator, y, self.damp, x_prior=start)
         return attach(solver, problem, rtol=options.get("rtol"))
 
@@ -275,21 +275,21 @@ class PseudoInverse(LinearOperator):
 
 
 @dataclass(frozen=True)
-class _Applied:
+class _UncertifiedSolver:
     """The solver of :meth:`PseudoInverse.apply`, whose answers have no certificate."""
 
     inverse: PseudoInverse
 
     def answer(self, problem: LeastSquares) -> tuple[Tensor, Plan]:
         """The x, NaN for the items that are not finite, and the plan that gave it."""
-        inverse, fallback = self.inverse, self.inverse._fallback()
-        forward = lambda y: inverse._forward(y, fallback)
-        x = _nan_items(forward, measured(inverse.operator, problem.y.detach()), inverse.in_shape, inverse.out_shape)
-        return x, inverse.plan if fallback is None else fallback.answering
+        inverse = self.inverse
+        y, finite = _finite_items(measured(inverse.operator, problem.y.detach()), inverse.in_shape)
+        x, plan = inverse._apply_with_fallback(y)
+        return _nan_elsewhere(x, finite, inverse.out_shape), plan
 
 
 @dataclass(frozen=True)
-class _Solved:
+class _CertifiedSolver:
     """The solver of :meth:`PseudoInverse.solve`."""
 
     inverse: PseudoInverse
@@ -297,24 +297,28 @@ class _Solved:
     options: dict[str, Any]
 
     def answer(self, problem: LeastSquares) -> tuple[Solution, Plan]:
-        """The solution, and the plan that gave it."""
-        plan, fallback = self.inverse.plan, self.inverse._fallback()
-        data = prepare(self.inverse.operator, problem.y, damp=problem.damp, check_finite=self.check_finite, name="y")
-        solution = solve(plan, data.y, data.nonfinite, fallback=fallback, **with_start(self.options, problem))
-        return solution, plan if fallback is None else fallback.answering
+        """The solution, and the plan of its backward pass."""
+        inverse, options = self.inverse, with_start(self.options, problem)
+        data = prepare(inverse.operator, problem.y, damp=problem.damp, check_finite=self.check_finite, name="y")
+        return solve(inverse.plan, data.y, data.nonfinite, fallback=inverse.fallback, **options)
 
 
-def _nan_items(
-    function: Callable[[Tensor], Tensor], given: Tensor, item: tuple[int, ...], result: tuple[int, ...]
-) -> Tensor:
-    """``function(given)``; items that hold NaN or infinity give NaN, with a warning, and do not disturb others."""
+def _finite_items(given: Tensor, item: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+    """Replace items of shape ``item`` that hold NaN or infinity by zeros, with a warning, and mark the others.
+
+    None instead of the marks where all are finite.
+    """
     finite = torch.isfinite(given)
     if bool(finite.all()):
-        return function(given)
+        return given, None
     good = finite.flatten(given.ndim - len(item)).all(-1)
     warn(
         f"pinv: {int((~good).sum())} of {good.numel()} item(s) of what it is applied to contain NaN or infinity, and "
         f"are NaN in the answer; lstsq and pinv(A).solve refuse them"
     )
-    answer = function(torch.where(over_items(good, len(item)), given, 0))
-    return torch.where(over_items(good, len(result)), answer, torch.nan)
+    return torch.where(over_items(good, len(item)), given, 0), good
+
+
+def _nan_elsewhere(answer: Tensor, good: Tensor | None, item: tuple[int, ...]) -> Tensor:
+    """Replace the items of shape ``item`` that are not marked as good by NaN; with None all are."""
+    return answer if good is None else torch.where(over_items(good, len(item)), answer, torch.nan)

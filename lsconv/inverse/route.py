@@ -20,27 +20,25 @@ from lsconv.fourier.circulant import FourierPlan
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.adjoint_plan import AdjointPlan
 from lsconv.inverse.plans.composed import measured_rows, reduced, transposed, trimmed, varying
-from lsconv.inverse.plans.cosine_plan import CosinePlan
 from lsconv.inverse.plans.krylov_choice import krylov_plan
 from lsconv.inverse.plans.krylov_plan import KRYLOV, KrylovPlan, KrylovStack
-from lsconv.inverse.plans.planes import Planes
+from lsconv.inverse.plans.lsmr_then_border import lsmr_then_border
 from lsconv.inverse.plans.reduced_plan import ReducedPlan
 from lsconv.inverse.plans.request import PlanRequest, Rule
-from lsconv.inverse.plans.separable_then_border import SeparableThenBorderPlan
+from lsconv.inverse.plans.route_costs import Planes
 from lsconv.inverse.plans.small_matrices import SMALL_MATRICES, cheap_small_matrices, small_matrices
-from lsconv.inverse.plans.trial_plan import TrialPlan, trial
-from lsconv.krylov.plan import PATIENCE, PenalisedPlan, Plan
+from lsconv.krylov.plan import PenalisedPlan, Plan
 from lsconv.operators.algebra import Adjoint
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import default_rcond, direct_rtol
 from lsconv.operators.memory import allowed_bytes
 
-__all__ = ["METHODS", "fallback_plan", "penalty_plan", "route"]
+__all__ = ["METHODS", "border_plan", "penalty_plan", "route", "singular_value_plan"]
 
 METHODS = ("auto", *SMALL_MATRICES, "fourier", "border", "svd", *KRYLOV)
 # Up to this many channels a group, in and out together, reflected padding goes to the border; beyond, LSMR is faster.
-_MIRRORED_CHANNELS = 4
+_COPIED_PADDING_CHANNELS = 4
 
 
 def route(
@@ -89,9 +87,10 @@ def route(
     bordered        of those of the next row: layers (several channels    "lsmr" for as many iterations as cost what
                     a group); blurs with so much damping that LSMR        the setup of the border does, then "border"
                     should converge before the border is set up;          for what has not converged
-                    undamped ones only where outputs are 1.5 times as     (:class:`TrialPlan`); "border" alone once
-                    many as inputs, or the reverse, and blurs with a      all solves have cost as much. Preconditioned
-                    stride                                                for damped lines and volumes without padding
+                    undamped ones only where outputs are 1.5 times as     (:class:`LsmrThenBorderPlan`); "border" alone
+                    many as inputs, or the reverse, and blurs with a      once all solves have cost as much.
+                    stride                                                Preconditioned for damped lines and volumes
+                                                                          without padding
                     convolution with zero padding, or circular with crop  "border"; where its plan would not fit, or
                                                                           where damp = 0 and the shapes imply a null
                                                                           space, the rules below
@@ -102,7 +101,8 @@ def route(
     ==============  ====================================================  ============================================
 
     An ``rcond`` of the user's goes to "matrix", "separable", "normal" and "fourier" too; the iterations decide no rank.
-    For small problems "svd" also solves for the items that the others leave unconverged (:func:`fallback_plan`).
+    For small problems "svd" also solves for the items that the others leave unconverged
+    (:mod:`lsconv.inverse.fallback`).
 
     A volume of one channel a group and few planes along an axis goes to "border" as an image whose channels are these
     planes (:class:`Planes`). "border" is direct (:class:`CapacitancePlan`) for ``damp = 0`` and a square operator whose
@@ -180,10 +180,10 @@ def penalty_plan(
 
 def small(A: LinearOperator, request: PlanRequest) -> Plan | None:
     """The plan of small matrices that the user asked for, or one that is cheaper than all other plans."""
-    if request.method not in SMALL_MATRICES and not request.free:
+    if request.method not in SMALL_MATRICES and not request.any_method:
         return None
     options = _rank_options(A, request.memory_limit, request.rcond)
-    if request.free:
+    if request.any_method:
         return cheap_small_matrices(A, request.damp, **options)
     return small_matrices(A, request.damp, request.method, **options)
 
@@ -204,7 +204,7 @@ def circulant(A: LinearOperator, request: PlanRequest) -> Plan | None:
 def dense(A: LinearOperator, request: PlanRequest) -> Plan | None:
     """The singular values of the matrix, where they are asked for, or where no other plan decides the rank of A."""
     if request.method == "svd" or (request.method == "auto" and request.decides_rank and not _is_embedded(A)):
-        return _svd(A, request.damp, request.memory_limit, request.rcond)
+        return singular_value_plan(A, request.damp, request.memory_limit, request.rcond)
     return None
 
 
@@ -214,7 +214,7 @@ def thresholded(A: LinearOperator, request: PlanRequest) -> Plan | None:
         return None
     damp, limit, rcond = request.damp, request.memory_limit, request.rcond
     if request.method == "auto" and SingularValuePlan.is_quick(A):
-        return _svd(A, damp, limit, rcond)
+        return singular_value_plan(A, damp, limit, rcond)
     damping = torch.as_tensor(damp)
     try:
         if bool((damping == 0).all()):
@@ -226,22 +226,23 @@ def thresholded(A: LinearOperator, request: PlanRequest) -> Plan | None:
                 f'rcond: method="border" decides a rank where it is direct, and here it is not ({error}); use '
                 f'method="{"fourier" if _is_circulant(A) else "svd"}", or damp > 0'
             ) from None
-    return _svd(A, damp, limit, rcond)
+    return singular_value_plan(A, damp, limit, rcond)
 
 
 def bordered(A: LinearOperator, request: PlanRequest) -> Plan | None:
     """The border method where it is asked for, or serves A and fits; LSMR first where its setup should take longer."""
     damp, limit = request.damp, request.memory_limit
     if request.method == "border":
-        return _border(A, damp, limit, Planes.of(A, damp, limit))
-    if request.method != "auto" or not (_is_embedded(A) or _mirrors_well(A, request)):
+        return border_plan(A, damp, limit, Planes.of(A, damp, limit))
+    if request.method != "auto" or not (_is_embedded(A) or _copied_padding_serves(A, request)):
         return None
     planes = Planes.of(A, damp, limit)
-    tried = trial(A, damp, planes) if request.free and isinstance(A, Convolution) and _is_embedded(A) else None
-    if tried is not None:
-        return tried
+    if request.any_method and isinstance(A, Convolution) and _is_embedded(A):
+        lsmr_first = lsmr_then_border(A, damp, planes)
+        if lsmr_first is not None:
+            return lsmr_first
     try:
-        return _border(A, damp, limit, planes)
+        return border_plan(A, damp, limit, planes)
     except MethodError:
         return None  # with damp = 0 the border refuses an A that has a null space, for which LSMR serves
     except PlanMemoryError as error:
@@ -307,11 +308,11 @@ def _is_circulant(A: LinearOperator) -> bool:
     return isinstance(A, Convolution) and Embedding.serves(A) and Embedding(A).is_circulant
 
 
-def _mirrors_well(A: LinearOperator, request: PlanRequest) -> bool:
+def _copied_padding_serves(A: LinearOperator, request: PlanRequest) -> bool:
     """Tell whether reflect or replicate padding is better served by the border than by LSMR."""
     if not (isinstance(A, Convolution) and CopiedPadding.serves(A) and request.damped):
         return False
-    return A.ndim <= 2 and (A.c_in + A.c_out) // A.groups <= _MIRRORED_CHANNELS
+    return A.ndim <= 2 and (A.c_in + A.c_out) // A.groups <= _COPIED_PADDING_CHANNELS
 
 
 def _check_rcond(request: PlanRequest) -> None:
@@ -335,18 +336,20 @@ def _rank_options(A: LinearOperator, memory_limit: int | None, rcond: float | No
     }
 
 
-def _svd(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcond: float | None) -> SingularValuePlan:
+def singular_value_plan(
+    A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcond: float | None
+) -> SingularValuePlan:
     """The dense decomposition."""
     return SingularValuePlan(A, damp, **_rank_options(A, memory_limit, rcond))
 
 
-def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, planes: Planes | None) -> Plan:
+def border_plan(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, planes: Planes | None) -> Plan:
     """The border method: on the planes of a volume where these are given, else direct where that is faster.
 
     BorderPlan serves where neither can be made. The adjoint of a convolution is served by the plan of the convolution.
     """
     if isinstance(A, Adjoint):
-        return AdjointPlan(A, _border(A.operator, damp, memory_limit, planes), damp)
+        return AdjointPlan(A, border_plan(A.operator, damp, memory_limit, planes), damp)
     if planes is not None and isinstance(A, Convolution):
         with contextlib.suppress(MethodError, PlanMemoryError):  # the border may serve the volume itself
             image = AxisAsChannels.of(A, planes.axis)
@@ -358,40 +361,3 @@ def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, p
         except (MethodError, PlanMemoryError):
             pass  # BorderPlan needs neither a square symbol nor the memory of a dense matrix
     return BorderPlan(A, damp, memory_limit=memory_limit)
-
-
-# ---------------------------------------------------------------------- the last resort
-
-
-def fallback_plan(A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: float | None) -> Plan | None:
-    """The plan that solves for the items that "auto" leaves unconverged; None where no other would do better.
-
-    For a small A it is the dense decomposition, which decides every rank and costs no more than a failed iteration.
-
-    Args:
-        A: the operator.
-        damp: the damping, a number or one per batch item.
-        plan: the plan of "auto".
-        rcond: the user's threshold of the rank, or None.
-    """
-    first = plan.innermost
-    if first.never_misses and not first.exhausted:
-        return None
-    if SingularValuePlan.is_quick(A) and not first.never_misses:
-        return _svd(A, damp, None, rcond)
-    if isinstance(first, (TrialPlan, SeparableThenBorderPlan, CosinePlan)):
-        try:
-            border = _border(A, damp, None, Planes.of(A.operator if isinstance(A, Adjoint) else A, damp))
-        except (MethodError, PlanMemoryError):
-            return None if first.never_misses else krylov_plan(A, damp, "lsmr")
-        last, factors = (border.plan if isinstance(border, AdjointPlan) else border).innermost, None
-        if not isinstance(first, CosinePlan) and first.exhausted and isinstance(last, BorderPlan):
-            # assume that as many right-hand sides will follow as have been solved so far
-            factors = last.inverse.factorise_if_cheaper(tuple(last.inverse.embedding.batch_shape), first.solved)
-        return None if first.never_misses and factors is None else border
-    if rcond is not None or not first.falls_back_on_lsmr:
-        return None
-    if isinstance(first, BorderPlan) and first.inverse.form == "valid" and bool((first.damp > 0).all()):
-        return TrialPlan(A, damp, None, preconditioned=True)
-    # the limit of LSMR is PATIENCE after a direct plan, and its default after an iteration, which has failed before
-    return KrylovPlan(A, damp, "lsmr", max_iter=None if first.iterates else PATIENCE)

@@ -3,7 +3,6 @@ r"""tikhonov: regularised least squares with a general penalty and a prior; and 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,33 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    ConvergenceWarning,
-    DeviceError,
-    DtypeError,
-    MethodError,
-    ShapeError,
-)
+from lsconv.errors import ArgumentError, ArgumentTypeError, DeviceError, DtypeError, MethodError, unreported
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.inverse.bounded import bounded_least_squares
 from lsconv.inverse.damping.choose_damp import choose_damp
 from lsconv.inverse.damping.selection import Selection
+from lsconv.inverse.fallback import Fallback, penalised_fallback_plan
 from lsconv.inverse.lstsq import lstsq
 from lsconv.inverse.observation import Observation, mask_of_data
-from lsconv.inverse.plans.dense_stack import DenseStack
-from lsconv.inverse.plans.krylov_plan import KrylovPlan, KrylovStack, PenalisedBackward
+from lsconv.inverse.plans.krylov_plan import KrylovPlan, PenalisedBackward
 from lsconv.inverse.route import penalty_plan, route
 from lsconv.inverse.sharded import solves_shards
-from lsconv.inverse.solve import Fallback, with_fallback, without_items
+from lsconv.inverse.solve import without_items
 from lsconv.krylov.gradients.attach import LeastSquares, attach
 from lsconv.krylov.gradients.backward_solves import Inverse
 from lsconv.krylov.gradients.parameters import parameters_of, rebuild
+from lsconv.krylov.loop.certificate import NormBounds
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
-from lsconv.krylov.loop.evidence import NormBounds
 from lsconv.krylov.loop.penalised import Penalised
-from lsconv.krylov.loop.problem import accept_operator, as_complex, check_damp, prepare
+from lsconv.krylov.loop.problem import Problem, accept_operator, accept_penalty, as_complex, check_damp, prepare
 from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.krylov.plan import PenalisedPlan, Plan
 from lsconv.operators.base import LinearOperator
@@ -49,10 +40,8 @@ from lsconv.operators.transforms import untraced
 
 __all__ = ["penalised_inverse", "tikhonov"]
 
-Apply = Callable[[LinearOperator, Tensor, LinearOperator, Tensor, "Tensor | None"], Tensor]
-
 # The norms of residual and gradient count as unchanged by adding the prior where they grow by at most this factor.
-_SAME = 1.1
+_UNCHANGED_NORM = 1.1
 
 
 @untraced
@@ -178,12 +167,12 @@ def tikhonov(
         return replace(solution, selection=selection)
 
     options = {"rtol": rtol, "atol": atol, "max_iter": max_iter}
-    solver = _RoutedWithPenalty(method, memory_limit, x0, check_finite, raise_on_failure, selection, options)
+    solver = _TikhonovSolver(method, memory_limit, x0, check_finite, raise_on_failure, selection, options)
     return attach(solver, LeastSquares(A, y, strength, L, x_prior), rtol=rtol)
 
 
 @dataclass(frozen=True)
-class _RoutedWithPenalty:
+class _TikhonovSolver:
     """The solver that makes a plan by :func:`route` or :func:`penalty_plan` for a problem, and uses it once."""
 
     method: str
@@ -196,44 +185,54 @@ class _RoutedWithPenalty:
 
     def answer(self, problem: LeastSquares) -> tuple[Solution, Inverse]:
         """The solution, and the solves of its backward pass, by the plan that gave it."""
-        A, L, x_prior = problem.A, problem.L, problem.x_prior
-        data = prepare(A, problem.y, damp=problem.damp, x0=self.x0, check_finite=self.check_finite, name="y")
+        A, x0 = problem.A, self.x0
+        data = prepare(A, problem.y, damp=problem.damp, x0=x0, check_finite=self.check_finite, name="y")
         damping = check_damp(problem.damp, A)
         plan: Plan
         inverse: Inverse
-        if L is None or not bool((damping > 0).any()):
-            plan = self._plan(A, damping)
-            options = self.options
-            if self.x0 is not None and "x0" in plan.options:
-                options = {**options, "x0": self.x0 if x_prior is None else self.x0 - x_prior}
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                # a fallback would ignore x0 and max_iter, and there is none where the caller has given them
-                may_fall_back = self.method in ("auto", "border") and self.x0 is None and options["max_iter"] is None
-                fallback = Fallback(A, damping, plan) if may_fall_back else None
-                solution = _with_prior(plan, A, data.y, damping, x_prior, options, fallback)
-                inverse = plan = plan if fallback is None else fallback.answering
+        if problem.L is None or not bool((damping > 0).any()):
+            solution, plan = self._without_penalty(A, data.y, damping, problem.x_prior)
+            inverse = plan
         else:
-            plan = penalty_plan(A, L, damping, method=self.method, memory_limit=self.memory_limit)
-            start: dict[str, Any] = {"x0": self.x0} if "x0" in plan.options else {}
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                solution = plan.solve(data.y, x_prior=x_prior, **self.options, **start)
-            may_fall_back = self.method == "auto" and self.x0 is None and self.options["max_iter"] is None
-            doubtful = ~solution.converged
-            if solution.excused is not None:  # rounding of the gradient may hide an error along small singular values
-                doubtful = doubtful | solution.excused
-            doubtful = doubtful & ~data.nonfinite
-            other_plan = _fallback_plan(A, L, damping, plan) if may_fall_back and bool(doubtful.any()) else None
-            if other_plan is not None:
-                other = other_plan.solve(data.y, x_prior=x_prior, rtol=self.options["rtol"], atol=self.options["atol"])
-                solution, plan = solution.replaced(doubtful & other.converged, other), other_plan
-            inverse = PenalisedBackward(A, plan)
+            solution, penalised = self._with_penalty(A, problem.L, data, damping, problem.x_prior)
+            plan, inverse = penalised, PenalisedBackward(A, penalised)
         if bool(data.nonfinite.any()):
             solution = without_items(solution, data.nonfinite)
         solution = replace(solution, selection=self.selection)
         report(solution, plan, raise_on_failure=self.raise_on_failure)
         return solution, inverse
+
+    def _without_penalty(
+        self, A: LinearOperator, y: Tensor, damping: Tensor, x_prior: Tensor | None
+    ) -> tuple[Solution, Plan]:
+        """Solve with the identity as penalty, by a plan of :func:`route`; return that of the backward pass too."""
+        plan, options = self._plan(A, damping), self.options
+        if self.x0 is not None and "x0" in plan.options:
+            options = {**options, "x0": self.x0 if x_prior is None else self.x0 - x_prior}
+        # a fallback would ignore x0 and max_iter, and there is none where the caller has given them
+        may_fall_back = self.method in ("auto", "border") and self.x0 is None and options["max_iter"] is None
+        fallback = Fallback(A, damping, plan) if may_fall_back else None
+        with unreported():
+            return _with_prior(plan, A, y, damping, x_prior, options, fallback)
+
+    def _with_penalty(
+        self, A: LinearOperator, L: LinearOperator, data: Problem, damping: Tensor, x_prior: Tensor | None
+    ) -> tuple[Solution, PenalisedPlan]:
+        """Solve with L, by a plan of :func:`penalty_plan`; a second plan solves for items in doubt."""
+        plan, options = penalty_plan(A, L, damping, method=self.method, memory_limit=self.memory_limit), self.options
+        start: dict[str, Any] = {"x0": self.x0} if "x0" in plan.options else {}
+        with unreported():
+            solution = plan.solve(data.y, x_prior=x_prior, **options, **start)
+        may_fall_back = self.method == "auto" and self.x0 is None and options["max_iter"] is None
+        doubtful = ~solution.converged
+        if solution.excused is not None:  # rounding of the gradient may hide an error along small singular values
+            doubtful = doubtful | solution.excused
+        doubtful = doubtful & ~data.nonfinite
+        other_plan = penalised_fallback_plan(A, L, damping, plan) if may_fall_back and bool(doubtful.any()) else None
+        if other_plan is None:
+            return solution, plan
+        other = other_plan.solve(data.y, x_prior=x_prior, rtol=options["rtol"], atol=options["atol"])
+        return solution.replaced(doubtful & other.converged, other), other_plan
 
     def _plan(self, A: LinearOperator, damping: Tensor) -> Plan:
         """The plan without a penalty; a damped start needs the preconditioner on the solution side."""
@@ -252,15 +251,15 @@ def _with_prior(
     x_prior: Tensor | None,
     options: dict[str, Any],
     fallback: Fallback | None,
-) -> Solution:
-    """Solve for ``x - x_prior`` and certify ``x``."""
+) -> tuple[Solution, Plan]:
+    """Solve for ``x - x_prior`` and certify ``x``; return the plan of the backward pass too."""
     prior = None if x_prior is None else x_prior.detach()
     data = y if prior is None else y - A.apply(prior)
-    solution = plan.solve(data, **options)
+    solution, backward = plan.solve(data, **options), plan
     if fallback is not None and not solution.all_converged:
-        solution = with_fallback(solution, fallback, data, options)
+        solution, backward = fallback.replace_unconverged(solution, data, **options)
     if prior is None:
-        return solution
+        return solution, backward
     precise = A.to(dtype=double(A.dtype)) if isinstance(A, Convolution) else A
     problem = Penalised(precise, damp)
     judge = problem.judge(
@@ -280,27 +279,24 @@ def _with_prior(
     ranks = (solution.codes == Status.RANK_DEFICIENT.code) | (solution.codes == Status.RANK_UNDECIDED.code)
     unresolved = ~solution.converged & (ranks | (judged.damp == 0) | ~judged.converged)
     # the certificate of the solve had a better bound of ||A||, and holds where the prior has not changed the norms
-    same = (judged.residual_norm <= _SAME * solution.residual_norm) & (
-        judged.gradient_norm <= _SAME * solution.gradient_norm
+    prior_changes_nothing = (judged.residual_norm <= _UNCHANGED_NORM * solution.residual_norm) & (
+        judged.gradient_norm <= _UNCHANGED_NORM * solution.gradient_norm
     )
-    same = same & solution.converged & ~judged.converged
-    return replace(
+    prior_changes_nothing = prior_changes_nothing & solution.converged & ~judged.converged
+    solution = replace(
         judged,
-        codes=torch.where(unresolved | same, solution.codes, judged.codes),
-        converged=(judged.converged & ~unresolved) | same,
+        codes=torch.where(unresolved | prior_changes_nothing, solution.codes, judged.codes),
+        converged=(judged.converged & ~unresolved) | prior_changes_nothing,
         rank=solution.rank,
     )
+    return solution, backward
 
 
 def _check_penalty(L: OperatorLike | None, A: LinearOperator) -> LinearOperator | None:
     """L as an operator on the inputs of A, in its dtype and on its device; None for the identity."""
+    L = None if L is None else accept_penalty(L, A)
     if L is None or isinstance(L, Identity):
-        if isinstance(L, Identity) and L.in_shape != A.in_shape:
-            raise ShapeError(f"L: in_shape {L.in_shape} differs from that of A, {A.in_shape}")
         return None
-    L = accept_operator(L, name="L").for_dtype(A.dtype)
-    if L.in_shape != A.in_shape:
-        raise ShapeError(f"L: in_shape {L.in_shape} differs from that of A, {A.in_shape}")
     if L.dtype != A.dtype:
         raise DtypeError(f"L: dtype {L.dtype} differs from that of A, {A.dtype}; {remedy('L', L.dtype, 'A', A.dtype)}")
     if L.device != A.device:
@@ -332,7 +328,7 @@ def _prior_of(penalty_data: Any, A: LinearOperator, L: LinearOperator | None) ->
 
 
 @dataclass(frozen=True)
-class _FixedPlan:
+class _FixedPlanSolver:
     """The solver of one plan, for the values of A, L and damp that the plan was made for."""
 
     A: LinearOperator
@@ -344,8 +340,7 @@ class _FixedPlan:
         nonfinite = data.nonfinite
         if prior is not None:
             nonfinite = nonfinite | ~torch.isfinite(prior).flatten(prior.ndim - len(self.A.in_shape)).all(-1)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
+        with unreported():
             solution = self.plan.solve(data.y, x_prior=prior)
         if bool(nonfinite.any()):
             solution = without_items(solution, nonfinite)
@@ -353,7 +348,9 @@ class _FixedPlan:
         return solution.x, PenalisedBackward(self.A, self.plan)
 
 
-def penalised_inverse(A: LinearOperator, L: LinearOperator, damp: Tensor, *, method: str = "auto") -> Apply:
+def penalised_inverse(
+    A: LinearOperator, L: LinearOperator, damp: Tensor, *, method: str = "auto"
+) -> Callable[..., Tensor]:
     """The answers of ``tikhonov(A, y, damp, L=L, x_prior=x_prior)``, the setup done once.
 
     Args:
@@ -370,7 +367,7 @@ def penalised_inverse(A: LinearOperator, L: LinearOperator, damp: Tensor, *, met
     with torch.no_grad():
         plan = penalty_plan(fixed_A, fixed_L, damp.detach(), method=method)
 
-    solver = _FixedPlan(fixed_A, plan)
+    solver = _FixedPlanSolver(fixed_A, plan)
 
     @serves_empty_batches()
     def apply(A: LinearOperator, y: Tensor, L: LinearOperator, damp: Tensor, x_prior: Tensor | None = None) -> Tensor:
@@ -378,10 +375,3 @@ def penalised_inverse(A: LinearOperator, L: LinearOperator, damp: Tensor, *, met
         return x
 
     return apply
-
-
-def _fallback_plan(A: LinearOperator, L: LinearOperator, damp: Tensor | float, plan: Plan) -> PenalisedPlan | None:
-    """The plan that solves for the items, with a penalty, that "auto" leaves unconverged; None where there is none."""
-    if DenseStack.is_quick(A, L, damp):
-        return DenseStack(A, L, damp)
-    return KrylovStack(A, L, damp) if plan.innermost.falls_back_on_lsmr else None

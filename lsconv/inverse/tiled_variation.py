@@ -28,6 +28,7 @@ from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.difference import Gradient
 from lsconv.operators.dtypes import double
 from lsconv.operators.padding_modes import MODES
+from lsconv.tiled.certificate import batch_solution
 from lsconv.tiled.field import ArrayLike, Field
 from lsconv.tiled.plan import Plan
 from lsconv.tiled.progress import Progress
@@ -88,6 +89,8 @@ def tiled_total_variation(
         >>> bool(solution.converged), bool((solution.x - x).abs().max() < 0.2)
         (True, True)
     """
+    if max_iter < 1:
+        raise ArgumentError(f"max_iter: expected an integer >= 1, got {max_iter}")
     if not 0 < float(weight) < math.inf:
         raise ArgumentError(f"weight: expected a finite number > 0, got {weight}; without a penalty use tiled.Plan")
     if tiles.get("observed") is not None:
@@ -114,27 +117,23 @@ def tiled_total_variation(
         target = plan.field(out, operator.spatial_in, plan.x_rows, item)
         with torch.no_grad():
             found.append(problem.solve(data, target, rtol, max_iter, progress))
-
-    def column(values: Sequence[Any], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=operator.device).reshape(batch)
-
-    met = [bool(judged.optimality.met(rtol)) for judged, _ in found]
+    met = [bool(certificate.optimality.met(rtol)) for certificate, _ in found]
     codes = [(Status.OPTIMALITY if good else Status.ITERATION_LIMIT).code for good in met]
-    solution = Solution(
-        x=out,  # type: ignore[arg-type]
-        codes=column(codes, torch.int64),
-        converged=column(met, torch.bool),
-        iterations=column([count for _, count in found], torch.int64),
-        residual_norm=column([judged.residual for judged, _ in found], torch.float64),
-        gradient_norm=column([float(judged.optimality.gradient_norm) for judged, _ in found], torch.float64),
-        damp=column([weight] * len(found), torch.float64),
-    )
+    solution = batch_solution(
+        out, batch, operator.device,
+        codes=codes,
+        converged=met,
+        iterations=[count for _, count in found],
+        residual_norm=[certificate.residual for certificate, _ in found],
+        gradient_norm=[float(certificate.optimality.gradient_norm) for certificate, _ in found],
+        damp=weight,
+    )  # fmt: skip
     report(solution, plan)
     return solution
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _Certificate:
     """The certificate of an x, with the residuals that the iteration balances its penalty by."""
 
     optimality: Optimality
@@ -178,12 +177,12 @@ class _TiledVariation:
         penalty = Gradient(A.in_shape, ndim=A.ndim, dtype=A.dtype, device=A.device)
         self.plan = Plan(A, damp=math.sqrt(rho), L=penalty, **self.tiles)
         self.plan.channels = self.channels
-        self.exact = self.plan.passes.shared or self.plan.strategy.first_pass_error < 1e-4
+        self.exact = self.plan.passes.whole_inverse or self.plan.strategy.first_pass_error < 1e-4
         region = (A.c_in, *self.plan.passes.gradient_regions.size)
         self.G = Gradient(region, ndim=A.ndim, dtype=self.double, device=A.device)
         self.term = sparsity_term(self.G, torch.tensor(self.weight, dtype=self.double, device=A.device), self.groups)
 
-    def solve(self, y: Field, out: Field, rtol: float, max_iter: int, progress: bool) -> tuple[_Judged, int]:
+    def solve(self, y: Field, out: Field, rtol: float, max_iter: int, progress: bool) -> tuple[_Certificate, int]:
         """Solve for one item; returns the certificate and the iterations."""
         A, plan = self.A, self.plan
         options = {"channels": True, "wraps": plan.wraps, "first": plan.x_rows.start, "device": A.device}
@@ -192,23 +191,23 @@ class _TiledVariation:
             vectors = Storage(folder, "", (A.c_in, *shape), self.double, size=A.spatial_in, **options)
             splits = Storage(folder, "", (A.ndim * A.c_in, *shape), self.double, size=A.spatial_in, **options)
             try:
-                x, judged, count = self._iterate(vectors, splits, y, rtol, max_iter, bar)
+                x, certificate, count = self._iterate(vectors, splits, y, rtol, max_iter, bar)
                 self.plan.passes.update([x, out], lambda here: [None, here], reads=1)
             finally:
                 vectors.remove()
                 splits.remove()
-        return judged, count
+        return certificate, count
 
     def _iterate(
         self, vectors: Storage, splits: Storage, y: Field, rtol: float, max_iter: int, bar: Progress
-    ) -> tuple[Field, _Judged, int]:
+    ) -> tuple[Field, _Certificate, int]:
         """Iterate from zero until the certificate is met, and return x, its certificate and the iterations."""
         x, s = (
             [vectors.vector(f"x-{name}") for name in ("even", "odd")],
             [splits.vector(f"x-split-{name}") for name in ("even", "odd")],
         )
         work = [vectors.vector(name) for name in ("g", "direction", "image")]
-        self._begin(y, bar)
+        self._exchange_data(y, bar)
         self.plan.passes.update([x[0], s[0]], lambda u, v: [torch.zeros_like(u), torch.zeros_like(v)])
         # the first step solves the quadratic problem, the size of whose differences is that of the first threshold
         self._step(x, s, y, work, 1.0)
@@ -226,16 +225,17 @@ class _TiledVariation:
             self.plan.passes.step = k
             if k % 10 and k != max_iter:
                 continue
-            judged = self._judged(x[0], s, y)
-            if bool(judged.optimality.met(rtol)) or k == max_iter:
-                return x[0], judged, k
+            certificate = self._certificate_of(x[0], s, y)
+            if bool(certificate.optimality.met(rtol)) or k == max_iter:
+                return x[0], certificate, k
             # the schedule of changes of rho, and the ratio of residuals, are those of :func:`admm`
-            ratio = min(max(4 * judged.primal / max(judged.dual, 1e-30), 1e-2), 1e2)
+            ratio = min(max(4 * certificate.primal / max(certificate.dual, 1e-30), 1e-2), 1e2)
             if k in (10, 20, 40, 80, 160, 320) and not 1 / 3 <= ratio <= 3:
                 self._rescale(min(max(self.rho * math.sqrt(ratio), first / 100), first * 100), s[0], y, bar)
-        raise ArgumentError(f"max_iter: expected an integer >= 1, got {max_iter}")
+        raise AssertionError("the loop returns at max_iter")
 
-    def _begin(self, y: Field, bar: Progress) -> None:
+    def _exchange_data(self, y: Field, bar: Progress) -> None:
+        """Give every rank the rows of y that its tiles read, and show the progress of the passes."""
         passes = self.plan.passes
         passes.tick = bar.tick
         self.plan.ranks.exchange(y, passes.gradient_regions.output_rows())
@@ -251,7 +251,7 @@ class _TiledVariation:
 
         self.plan.passes.update([s], scaled)
         self._set_penalty(rho)
-        self._begin(y, bar)
+        self._exchange_data(y, bar)
 
     # ------------------------------------------------------------------ passes
 
@@ -271,7 +271,7 @@ class _TiledVariation:
         """One iteration from ``x[0], s[0]`` to ``x[1], s[1]``."""
         passes, (g, d, w) = self.plan.passes, work
         self._forces(x[0], s[0], y, g)
-        passes.correct(g, d, 1e-4)
+        passes.precondition(g, d, 1e-4)
         length = 1.0 if self.exact else self._length(g, d, w)
         passes.ranks.exchange(d, passes.gradient_regions.rows())
         with passes.ranks.raise_on_all():
@@ -289,7 +289,8 @@ class _TiledVariation:
             passes.ranks.exchange(field, passes.gradient_regions.rows())
         with passes.ranks.raise_on_all():
             for region in passes.gradient_regions.all:
-                A, part, v = passes.local_operator(region), self._read(x, region), self._image(self._read(s, region))
+                A, part = passes.gradient_convolution(region), self._read(x, region)
+                v = self._image(self._read(s, region))
                 data = y.read(passes.gradient_regions.outputs(region), A.spatial_out, self.double)
                 if not bool(torch.isfinite(data.sum())):
                     raise NonFiniteError(f"y: contains NaN or infinity in what tile {region.tile} reads")
@@ -320,14 +321,14 @@ class _TiledVariation:
         self.plan.passes.update([s], add)
         return float(self.plan.ranks.total(total).sqrt())
 
-    def _judged(self, x: Field, s: list[Field], y: Field) -> _Judged:
+    def _certificate_of(self, x: Field, s: list[Field], y: Field) -> _Certificate:
         """The certificate of x, rounded as it is returned, and the residuals of ADMM after the last step."""
         passes, sums = self.plan.passes, torch.zeros(11, dtype=self.double, device=self.A.device)
         for field in (x, *s):
             passes.ranks.exchange(field, passes.gradient_regions.rows())
         with passes.ranks.raise_on_all():
             for region in passes.gradient_regions.all:
-                A, core = passes.local_operator(region), region.inside
+                A, core = passes.gradient_convolution(region), region.inside
                 part = self._read(x, region).to(self.A.dtype).to(self.double)
                 r = A.apply(part) - y.read(passes.gradient_regions.outputs(region), A.spatial_out, self.double)
                 v = self.G.apply(part)
@@ -355,4 +356,4 @@ class _TiledVariation:
             gradient_norm=gradient, objective=objective, forces=largest,
         )  # fmt: skip
         primal = splitting / torch.maximum(image, split).clamp_min(tiny)
-        return _Judged(optimality, float(r), float(primal), float(back / force.clamp_min(tiny)))
+        return _Certificate(optimality, float(r), float(primal), float(back / force.clamp_min(tiny)))

@@ -3,7 +3,6 @@ r"""total_variation: edge-preserving reconstruction with total variation, sparsi
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,22 +11,27 @@ import torch
 from torch import Tensor
 
 from lsconv.border.penalty import as_convolutions
-from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, MethodError, ShapeError, warn
+from lsconv.errors import ArgumentError
 from lsconv.inverse.admm.proximal import Bounds, Term, gaussian_term, poisson_term, sparsity_term
 from lsconv.inverse.admm.sparse_problem import SparseProblem
+from lsconv.inverse.convex_arguments import (
+    batch_of,
+    check_background,
+    check_options,
+    refuse_gradient,
+    reported,
+)
 from lsconv.inverse.observation import Observation, mask_of_data
-from lsconv.inverse.solve import without_items
-from lsconv.krylov.gradients.parameters import any_requires_grad, parameters_of
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
-from lsconv.krylov.loop.problem import accept_operator, check_damp, prepare
+from lsconv.krylov.loop.problem import accept_operator, accept_penalty, check_damp, prepare
 from lsconv.krylov.loop.solution import Solution, Status
-from lsconv.operators.algebra import Product, Scaled, VStack
+from lsconv.operators.algebra import Scaled, VStack
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient
-from lsconv.operators.elementary import Diagonal, Mask
+from lsconv.operators.dtypes import double
+from lsconv.operators.observed import MeasuredRows
 from lsconv.operators.transforms import untraced
 
 __all__ = ["total_variation"]
@@ -126,7 +130,7 @@ def total_variation(
         (True, True)
     """
     A = accept_operator(A, y)
-    L = None if L is None else accept_operator(L, name="L").for_dtype(A.dtype)
+    L = None if L is None else accept_penalty(L, A)
     refuse_gradient("total_variation", A, L, {"y": y, "weight": weight, "weights": weights})
     if observed is not None or weights is not None:
         A.check_output(y, "y")
@@ -140,7 +144,7 @@ def total_variation(
     problem = prepare(A, y, x0=x0, check_finite=check_finite, name="y")
     strength = _weight(weight, A)
     background = check_background(background, A)
-    given = {"huber": huber, "noise": noise, "background": background, "bounds": bounds, "L": L}
+    given = {"huber": huber, "noise": noise, "background": background, "bounds": bounds}
     check_options(A, problem.y, "y", given)
     batch = batch_of(problem.batch, strength, "weight")
     data = problem.y.expand(*batch, *A.out_shape)
@@ -187,7 +191,7 @@ def sparse_solution(
         rtol, max_iter, callback: when to stop.
         at_least: rows whose datum is a lower bound; of least squares.
     """
-    core, scale = _peeled(A)
+    core, scale = _without_diagonal(A)
     if at_least is not None and scale is None:
         scale = torch.ones_like(y)
     gaussian = background is None
@@ -204,80 +208,20 @@ def sparse_solution(
     solution = sparse.solution(sparse.run(rtol, max_iter, callback), rtol, strength)
     if scale is None:
         return solution
-    precise = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
+    precise = A.to(dtype=double(A.dtype))
     space = ItemSpace(precise.out_shape, precise.dtype, precise.device)
     residual = y.to(precise.dtype) - precise.apply(solution.x.to(precise.dtype))
     residual = residual if at_least is None else torch.where(at_least, residual.clamp_min(0), residual)
     return replace(solution, residual_norm=space.safe_norm(residual))
 
 
-def _peeled(A: LinearOperator) -> tuple[LinearOperator, Tensor | None]:
-    """Split ``A = D B``, B a convolution, D a non-negative diagonal or a mask; A and None where it has no such form."""
-    if not isinstance(A, Product) or not isinstance(A.operators[-1], Convolution):
+def _without_diagonal(A: LinearOperator) -> tuple[LinearOperator, Tensor | None]:
+    """Split ``A = D B``, B a convolution and D a diagonal that is >= 0; A and None where it has no such form."""
+    rows = MeasuredRows.of(A)
+    if rows is None or not isinstance(rows.core, Convolution) or rows.core.out_shape != A.out_shape:
         return A, None
-    scale: Tensor | None = None
-    for row in A.operators[:-1]:
-        if isinstance(row, Mask):
-            found = row.mask.to(A.dtype.to_real())
-        elif isinstance(row, Diagonal) and not row.is_complex and bool((row.diagonal >= 0).all()):
-            found = row.diagonal.detach()
-        else:
-            return A, None
-        scale = found if scale is None else scale * found
-    return A.operators[-1], scale
-
-
-# ---------------------------------------------------------------------- arguments and results
-
-
-def check_options(A: LinearOperator, y: Tensor, name: str, options: dict[str, Any]) -> None:
-    """Refuse options of :func:`total_variation` that do not fit A and the data.
-
-    Args:
-        A: the operator.
-        y: the data.
-        name: what the user calls them.
-        options: some of the options.
-    """
-    huber, noise, L = options.get("huber", 0.0), options.get("noise", "gaussian"), options.get("L")
-    if not math.isfinite(huber):
-        raise ArgumentError(f"huber: expected a finite number >= 0, got {huber}")
-    if noise not in ("gaussian", "poisson"):
-        raise ArgumentError(f'noise: expected "gaussian" or "poisson", got {noise!r}')
-    if L is not None and L.in_shape != A.in_shape:
-        raise ShapeError(f"L: in_shape {L.in_shape} differs from that of A, {A.in_shape}")
-    if options.get("bounds") is not None:
-        check_bounds(options["bounds"], A)
-    if noise == "poisson" and (y.is_complex() or bool((y < 0).any())):
-        raise ArgumentError(f"{name}: counts must be >= 0 for Poisson noise; add back what was subtracted, and give it "
-                            f"as background=")  # fmt: skip
-
-
-def check_background(background: Any, A: LinearOperator) -> float | Tensor:
-    """A background of the Poisson likelihood as a number, or as a tensor that broadcasts with the data."""
-    if isinstance(background, (str, bytes, bool)) or background is None:
-        raise ArgumentTypeError(f"background: expected a number >= 0 or a tensor, got {background!r}")
-    try:
-        found = torch.as_tensor(background)
-    except (TypeError, ValueError, RuntimeError):
-        raise ArgumentTypeError(f"background: expected a number >= 0 or a tensor, got {background!r}") from None
-    if found.is_complex() or not bool((torch.isfinite(found) & (found >= 0)).all()):
-        raise ArgumentError("background: expected finite numbers >= 0")
-    shape, wanted = tuple(found.shape), A.out_shape
-    if shape[-len(wanted) :] != wanted[max(0, len(wanted) - len(shape)) :]:
-        raise ShapeError(f"background: shape {shape} does not broadcast with A's out_shape {wanted}")
-    return float(found) if found.ndim == 0 else found.to(A.device)
-
-
-def refuse_gradient(name: str, A: LinearOperator, L: LinearOperator | None, values: dict[str, Any]) -> None:
-    """Raise where autograd follows an argument of ``name``, whose answer has no gradient."""
-    followed = [key for key, value in values.items() if isinstance(value, Tensor) and any_requires_grad(value)]
-    followed += [key for key, op in (("A", A), ("L", L)) if op is not None and any_requires_grad(*parameters_of(op))]
-    if followed:
-        raise MethodError(
-            f"{', '.join(followed)}: autograd follows it, and {name} has no gradient; call it under torch.no_grad() or "
-            f"with detached tensors, or use tikhonov, which is differentiable"
-        )
+    scale = rows.scale.real
+    return (rows.core, scale) if bool((rows.scale == scale).all() and (scale >= 0).all()) else (A, None)
 
 
 def _penalties(
@@ -299,42 +243,8 @@ def _penalties(
     return [sparsity_term(part, weight, (), huber) for part in parts]
 
 
-def check_bounds(bounds: Bounds, A: LinearOperator) -> None:
-    """Refuse bounds that are not ``(lowest, highest)`` in order, that bound nothing, or that come with a complex A."""
-    if len(bounds) != 2 or A.is_complex:
-        raise ArgumentError(f"bounds: expected (lowest, highest) on a real operator, got {bounds!r}")
-    low, high = bounds
-    if low is not None and high is not None and not low <= high:
-        raise ArgumentError(f"bounds: the lowest value {low} exceeds the highest {high}")
-    if low is None and high is None:
-        raise ArgumentError("bounds: (None, None) bounds nothing; leave bounds out")
-
-
 def _weight(weight: float | Tensor, A: LinearOperator) -> Tensor:
     try:
         return check_damp(weight, A)
     except (ArgumentError, TypeError) as error:
         raise ArgumentError(f"weight: expected finite numbers >= 0, got {weight}") from error
-
-
-def batch_of(batch: torch.Size, values: Tensor, name: str) -> torch.Size:
-    """The batch dimensions of the data broadcast with those of one value per item."""
-    try:
-        return broadcast_shapes(batch, values.shape)
-    except RuntimeError:
-        raise ShapeError(
-            f"{name}: shape {tuple(values.shape)} does not broadcast with the batch {tuple(batch)}"
-        ) from None
-
-
-def reported(solution: Solution, broken: Tensor, name: str, raise_on_failure: bool) -> Solution:
-    """The solution, with a warning or an error where an item did not converge."""
-    if bool(broken.any()):
-        solution = without_items(solution, broken)
-    if not bool(solution.converged.all()):
-        failed = int((~solution.converged).sum())
-        text = f"{failed} of {solution.converged.numel()} item(s) did not converge ({name}). {solution.failure_text()}"
-        if raise_on_failure:
-            raise ConvergenceError(text)
-        warn(text)
-    return solution

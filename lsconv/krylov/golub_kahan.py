@@ -46,7 +46,7 @@ class GolubKahan:
     def __init__(self, problem: Problem, x: Tensor | None, running: Scalar, *, keep_av: bool = False) -> None:
         self.A, self.M, self.N = problem.A, problem.M, problem.N
         self.domain, self.codomain = problem.domain, problem.codomain
-        self.plain = self.M is None and self.N is None
+        self.unpreconditioned = self.M is None and self.N is None
         self.keep_av = keep_av
         self.av: Tensor | None = None
         active = self.domain.active(running)
@@ -55,14 +55,14 @@ class GolubKahan:
         # r is normalised before M is applied, because the squares in r^H M r could overflow in float32.
         self.raw_u = self.codomain.scale(r, divide(active, self.r_norm))
         self.u = self.raw_u
-        self.failure: Scalar | None = None if self.plain else (self.r_norm < 0) * Cause.NOT_DEFINITE
+        self.failure: Scalar | None = None if self.unpreconditioned else (self.r_norm < 0) * Cause.NOT_DEFINITE
         self.u_norm = self.v_norm = self.one = active * 0 + 1
         scale, self.u, self.u_norm = self._normalise(self.raw_u, self.one, active, self.M, self.codomain)
         self.beta = self.r_norm * scale
         ahu = self.A.adjoint(self.u)
         self.raw_v = torch.empty_like(ahu, memory_format=torch.contiguous_format).copy_(ahu)
         norm: Scalar = self.domain.safe_norm(self.raw_v)
-        self.operator_norm = norm if self.plain else divide(norm, self.codomain.norm(self.u))
+        self.operator_norm = norm if self.unpreconditioned else divide(norm, self.codomain.norm(self.u))
         self.domain.scale(self.raw_v, divide(active, norm))
         scale, self.v, self.v_norm = self._normalise(self.raw_v, self.one, active, self.N, self.domain)
         self.alpha = norm * scale
@@ -80,22 +80,22 @@ class GolubKahan:
         ahu = self.A.adjoint(self.u)
         # (alpha, beta) is a column of the bidiagonal matrix, whose norm is at most ||A|| without preconditioners.
         self.weighted_norm = maximum(self.weighted_norm, hypot(alpha, self.beta))
-        if not self.plain:
+        if not self.unpreconditioned:
             bound = divide(self.domain.norm(ahu), self.codomain.norm(self.u))
             self.operator_norm = maximum(self.operator_norm, bound)
         self.domain.add(ahu, -self.beta, self.raw_v, out=self.raw_v)
         del ahu
         self.alpha, self.v, self.v_norm = self._normalise(self.raw_v, None, active, self.N, self.domain)
         self.weighted_norm = maximum(self.weighted_norm, self.bidiagonal.extended(self.beta, self.alpha))
-        if self.plain:
+        if self.unpreconditioned:
             self.operator_norm = self.weighted_norm
 
     def _normalise(
         self, raw: Tensor, norm: Scalar | None, active: Scalar, P: LinearOperator | None, space: ItemSpace
     ) -> tuple[Scalar, Tensor, Scalar]:
-        length, image, norm, kernel = normalise(raw, norm, active, P, space)
-        if kernel is not None:
-            self.failure = self.failure | kernel
+        length, image, norm, failure = normalise(raw, norm, active, P, space)
+        if failure is not None:
+            self.failure = self.failure | failure
         return length, image, self.one if norm is None else norm
 
 
@@ -152,8 +152,8 @@ def normalise(
     length = root(square)
     # A nonzero vector of length zero or less, up to rounding, shows that P is not positive definite.
     small = torch.finfo(space.dtype).eps * norm * space.norm(image)
-    kernel = ((square <= small) & (norm > 0) & (active > 0)) * Cause.NOT_DEFINITE
+    failure = ((square <= small) & (norm > 0) & (active > 0)) * Cause.NOT_DEFINITE
     scale = divide(active, length)
     image = image * space.broadcast(scale)  # before raw is scaled in place, because P may have returned its argument
     space.scale(raw, scale)
-    return length, image, norm * scale, kernel
+    return length, image, norm * scale, failure

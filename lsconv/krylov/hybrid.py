@@ -21,18 +21,17 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
+from lsconv.krylov.loop.certificate import default_rtol
 from lsconv.krylov.loop.damping import augmented_rows
 from lsconv.krylov.loop.iteration import iterate
 from lsconv.krylov.loop.method import Method
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import default_rtol
 from lsconv.krylov.lsmr import LSMR
-from lsconv.krylov.projected import Projected
 from lsconv.operators.scipy import OperatorLike
 
-__all__ = ["HybridSelection", "hybrid"]
+__all__ = ["HybridSelection", "Projected", "hybrid"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,8 +128,8 @@ def hybrid(
         raise ArgumentError(f'rule: expected "gcv" or "discrepancy", got {rule!r}')
     target = _target(problem, rule, noise_std, safety)
     rtol = max(1e-6, default_rtol(problem.A.dtype)) if rtol is None else rtol
-    most = min(math.prod(problem.A.in_shape), math.prod(problem.A.out_shape))
-    max_iter = min(most, 100 if max_iter is None else max_iter)
+    rank_limit = min(math.prod(problem.A.in_shape), math.prod(problem.A.out_shape))
+    max_iter = min(rank_limit, 100 if max_iter is None else max_iter)
     options = Options.of(problem, rtol=rtol, atol=atol, max_iter=max_iter, check_every=check_every, callback=callback,
                          progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
     chosen: list[_Hybrid] = []
@@ -248,3 +247,104 @@ class _Hybrid(Method):
             return self.problem.start(None)
         x = torch.bmm(self.y.to(self.V.dtype).unsqueeze(1), self.V[:, : self.k])
         return x.reshape(*self.problem.batch, *self.A.in_shape)
+
+
+class Projected:
+    """``min ||B y - beta e_1||^2 + damp^2 ||y||^2`` for a batch of ``(k + 1) x k`` matrices B, by their SVD.
+
+    Args:
+        B: ``(items, k + 1, k)``; an item with NaN or infinity is treated as zero.
+        beta: ``(items,)``.
+
+    Example:
+        >>> small = Projected(torch.tensor([[[2.0], [0.0]]]), torch.tensor([4.0]))
+        >>> small.solution(torch.tensor([0.0]))
+        tensor([[2.]])
+    """
+
+    def __init__(self, B: Tensor, beta: Tensor) -> None:
+        finite = torch.isfinite(B).all(-1).all(-1) & torch.isfinite(beta)
+        B = torch.where(finite[:, None, None], B, 0)
+        beta = torch.where(finite, beta, 0)
+        u, self.sigma, self.vh = torch.linalg.svd(B, full_matrices=True)
+        # beta e_1 in the left singular vectors: in the range of B, and along the one vector orthogonal to it.
+        coefficients = beta.unsqueeze(-1) * u[:, 0, :]
+        self.k = B.shape[-1]
+        self.inside, self.outside = coefficients[:, : self.k], coefficients[:, self.k]
+        self.largest = self.sigma[:, 0]
+
+    def _filters(self, damp: Tensor) -> Tensor:
+        """``sigma^2 / (sigma^2 + damp^2)``, for damp ``(items, ...)``; a zero singular value is filtered out."""
+        sigma = self.sigma.reshape(-1, *(1 for _ in damp.shape[1:]), self.k)
+        ratio = damp.unsqueeze(-1) / sigma
+        return torch.where(sigma > 0, 1 / (1 + ratio * ratio), 0)
+
+    def solution(self, damp: Tensor) -> Tensor:
+        """The minimiser y, ``(items, k)``."""
+        keep = self.sigma > torch.finfo(self.sigma.dtype).eps * self.largest.unsqueeze(-1)
+        scaled = torch.where(keep, self._filters(damp) * self.inside / self.sigma, 0)
+        return torch.bmm(scaled.unsqueeze(1), self.vh)[:, 0]
+
+    def norm(self, damp: Tensor) -> Tensor:
+        """``damp ||y||``."""
+        return damp * torch.linalg.vector_norm(self.solution(damp), dim=-1)
+
+    def residual(self, damp: Tensor) -> Tensor:
+        """``||B y - beta e_1||`` for damp ``(items, ...)``; it grows with damp."""
+        shape = (-1, *(1 for _ in damp.shape[1:]))
+        inside = (1 - self._filters(damp)) * self.inside.reshape(*shape, self.k)
+        return torch.hypot(torch.linalg.vector_norm(inside, dim=-1), self.outside.reshape(shape))
+
+    # ------------------------------------------------------------------ weighted generalised cross validation
+
+    def weight(self) -> Tensor:
+        """The omega for which the weighted GCV function is stationary at the smallest singular value.
+
+        While the projected problem is a good model no damping should exceed that singular value (section 4 of Chung,
+        Nagy and O'Leary, 2008); the method takes the mean of these omegas over its steps.
+        """
+        sigma, damp = self.sigma, self.sigma[:, -1]
+        f = self._filters(damp)
+        # GCV is N / T^2 with N = ||B y - beta e_1||^2 and T = k + 1 - omega sum f. With a = damp^2
+        # dN/da = 2 sum (1 - f)^2 f c^2 / a and dT/da = omega sum f (1 - f) / a, and a cancels in N' T = 2 N T'.
+        N_slope = 2 * ((1 - f) ** 2 * f * self.inside**2).sum(-1)
+        T_slope = (f * (1 - f)).sum(-1)
+        N = self.residual(damp) ** 2
+        denominator = 2 * N * T_slope + N_slope * f.sum(-1)
+        omega = N_slope * (self.k + 1) / denominator
+        usable = (denominator > 0) & (sigma[:, -1] > 0)
+        return torch.where(usable, omega, 1.0).clamp(0.0, 1.0)
+
+    def weighted_gcv(self, omega: Tensor) -> tuple[Tensor, Tensor]:
+        """The damping that minimises the weighted GCV function, and the function's value there."""
+
+        def score(damp: Tensor) -> Tensor:
+            trace = self.k + 1 - omega.unsqueeze(-1) * self._filters(damp).sum(-1)
+            return self.residual(damp) ** 2 / trace**2
+
+        # The function may have several minima: a coarse grid is followed by finer ones around the lowest point.
+        top = torch.log10(torch.where(self.largest > 0, self.largest, 1.0)) + 1
+        low, high = top + math.log10(torch.finfo(top.dtype).eps), top
+        steps = torch.linspace(0, 1, 64, dtype=top.dtype, device=top.device)
+        best = top
+        for _ in range(4):  # each 30 times as fine as the one before
+            grid = low.unsqueeze(-1) + (high - low).unsqueeze(-1) * steps
+            best = grid.gather(-1, score(10**grid).argmin(-1, keepdim=True))[:, 0]
+            width = (high - low) / (len(steps) - 1)
+            low, high = best - width, best + width
+        damp = 10**best
+        return damp, score(damp.unsqueeze(-1))[:, 0]
+
+    # ------------------------------------------------------------------ discrepancy principle
+
+    def discrepancy(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Find the damping whose residual norm is ``target`` (0 if that has a larger one); return it and the norm."""
+        top = torch.log10(torch.where(self.largest > 0, self.largest, 1.0))
+        decades = -math.log10(torch.finfo(top.dtype).eps)  # the range that double precision resolves
+        low, high = top - decades, top + decades
+        for _ in range(60):  # bisection to the last digit
+            middle = 0.5 * (low + high)
+            above = self.residual(10**middle) > target
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        damp = torch.where(self.residual(torch.zeros_like(target)) >= target, 0.0, 10**low)
+        return damp, self.residual(damp)

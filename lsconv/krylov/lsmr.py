@@ -125,7 +125,7 @@ class LSMR(Method):
         self.smallest = math.inf * process.one
         self.estimate = _ResidualEstimate(process)
         self.v_norm = process.v_norm
-        self.image = None if problem.M is None else _Image(process, problem.residual(x, running))
+        self.tracked = None if problem.M is None else _TrackedResidual(process, problem.residual(x, running))
         self.residual = process.r_norm
         self.dual: LSMRMultipliers | None = None
         if problem.multipliers:
@@ -168,10 +168,10 @@ class LSMR(Method):
         self.condition = quotient(maximum(self.largest, rhotemp), minimum(self.smallest, rhotemp))
         self.largest, self.smallest = maximum(self.largest, rhobar), minimum(self.smallest, rhobar)
         self.rho, self.rhobar, self.cbar, self.sbar = rho, rhobar, cbar, sbar
-        if self.image is None:
+        if self.tracked is None:
             self.residual = self.estimate.update(chat, shat, c, s, thetabar, rhobar, zeta)
         else:
-            self.residual = self.image.update(back, forward, along)
+            self.residual = self.tracked.update(back, forward, along)
         self._norms()
 
     def _norms(self) -> None:
@@ -184,7 +184,7 @@ class LSMR(Method):
         if process.M is not None:
             # With M the gradient A^H M r vanishes at the answer, A^H r does not: it is tested relative to its own
             # norms.
-            weighted = self.estimate.value if self.image is None else self.image.weighted
+            weighted = self.estimate.value if self.tracked is None else self.tracked.weighted
             self.gradient = divide(self.gradient, process.weighted_norm * weighted) * self.operator_norm * self.residual
         elif process.N is not None:
             # The gradient is a combination of all v, which are orthonormal only in the inner product of N.
@@ -197,7 +197,7 @@ class _ResidualEstimate:
 
     def __init__(self, process: GolubKahan) -> None:
         self.value = self.betadd = process.beta
-        self.betad = self.thetatilde = self.tautilde = self.zeta = self.lost = 0 * process.one
+        self.betad = self.thetatilde = self.tautilde = self.zeta = self.damped_away = 0 * process.one
         self.rhod = process.one
 
     def update(
@@ -210,9 +210,10 @@ class _ResidualEstimate:
         rhobar: Scalar,
         zeta: Scalar,
     ) -> Scalar:
+        """Return the norm after one more step, given its rotations; ``chat, shat`` are None without damping."""
         betaacute = self.betadd
         if chat is not None and shat is not None:
-            self.lost = hypot(self.lost, shat * self.betadd)
+            self.damped_away = hypot(self.damped_away, shat * self.betadd)
             betaacute = chat * self.betadd
         betahat = c * betaacute
         self.betadd = -s * betaacute
@@ -224,12 +225,12 @@ class _ResidualEstimate:
         self.tautilde = divide(self.zeta - thetatildeold * self.tautilde, rhotilde)
         taud = divide(zeta - self.thetatilde * self.tautilde, self.rhod)
         self.zeta = zeta
-        self.value = hypot(hypot(self.lost, self.betad - taud), self.betadd)
+        self.value = hypot(hypot(self.damped_away, self.betad - taud), self.betadd)
         return self.value
 
 
-class _Image:
-    """With M: the residual itself, kept in step with x, because the recurrences know only its norm in M."""
+class _TrackedResidual:
+    """The residual, updated along with x: with M the recurrences know only its norm in the inner product of M."""
 
     def __init__(self, process: GolubKahan, r: Tensor) -> None:
         self.process, self.space, self.r = process, process.codomain, r
@@ -239,6 +240,7 @@ class _Image:
         self.weighted = process.beta
 
     def update(self, back: Scalar, forward: Scalar, along: Scalar) -> Scalar:
+        """Return the norm after one more step, given its factors of h-bar, x and h."""
         space, process = self.space, self.process
         assert process.av is not None
         assert process.M is not None

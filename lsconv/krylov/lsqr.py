@@ -148,6 +148,7 @@ class _LSQR(Method):
         self._estimates(c, s, rho, phi)
 
     def _estimates(self, c: Scalar, s: Scalar, rho: Scalar, phi: Scalar) -> None:
+        """Set the estimates of the condition number, the residual and the gradient after a step."""
         process = self.process
         self.failure = process.failure
         self.largest, self.smallest = maximum(self.largest, rho), minimum(self.smallest, rho)
@@ -161,6 +162,7 @@ class _LSQR(Method):
         self.gradient = self._gradient(process.alpha * abs(s * phi))
 
     def _gradient(self, gradient: Scalar) -> Scalar:
+        """Set the estimate of the norm of A, and correct that of the gradient for M and N."""
         process = self.process
         norm = process.operator_norm
         self.operator_norm = norm if self.damp is None else hypot(norm, self.damp)

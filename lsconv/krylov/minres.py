@@ -145,10 +145,10 @@ class _MINRES(Method):
         if self.M is None:
             # w needs the old v, which `previous` holds after the exchange above.
             v = self.previous
-        self.beta, self.v, v_norm, kernel = normalise(self.raw, None, active, self.M, space)
+        self.beta, self.v, v_norm, failure = normalise(self.raw, None, active, self.M, space)
         self.v_norm = self.one if v_norm is None else v_norm
-        if kernel is not None:
-            self.failure = kernel if self.failure is None else self.failure | kernel
+        if failure is not None:
+            self.failure = failure if self.failure is None else self.failure | failure
         column = hypot(hypot(beta_before, alpha), self.beta)
         self.weighted_norm = maximum(self.weighted_norm, column)
         if self.M is None:

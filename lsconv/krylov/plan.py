@@ -7,15 +7,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lsconv.krylov.loop.certificate import Tolerances
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.dtypes import direct_rtol
 
-__all__ = ["PATIENCE", "PenalisedPlan", "Plan"]
+__all__ = ["FALLBACK_AFTER", "PenalisedPlan", "Plan"]
 
-# The most iterations of a method whose unconverged items have a fallback, and of LSMR as the fallback.
-PATIENCE = 500
+# The iterations after which a fallback solves for an item, and the limit of LSMR as the fallback.
+FALLBACK_AFTER = 500
 
 
 class Plan:
@@ -27,15 +27,18 @@ class Plan:
         A: the operator.
         reason: why "auto" takes this plan, a sentence.
         options: the options of :meth:`solve` beyond rtol, atol and max_iter.
-        iterates: every iteration applies A itself, and max_iter limits these, so that a plan of an operator made of A
-            gains nothing from this one.
-        never_misses: nothing iterates, so that every answer is as good as the factors.
+        iterates: its iterations apply A, and max_iter limits them; plans for products and adjoints of A then do not
+            use it.
+        never_misses: no iteration that could fail; every answer has the accuracy of the factors.
+        gives_way_to_border: the border solves for the items that this plan leaves unconverged, and for all once it is
+            :attr:`exhausted`.
         falls_back_on_lsmr: LSMR solves for the items of a large A that this plan leaves unconverged; False: nothing.
-        patience: the most iterations on an item before the fallback solves for it; None: no limit.
-        exhausted: the solves so far have cost what the setup of the fallback does, which solves from now on.
+        fallback_after: the most iterations on an item before the fallback solves for it; None: no limit.
+        exhausted: the solves so far have cost as much as the setup of the fallback, which solves from now on.
+        solved: the number of right-hand sides so far, where the plan counts them.
         rtol: the relative tolerance of a solve that is given none; None: :meth:`default_rtol` of the dtype.
         x_in_range_of_adjoint: x is computed as ``A^H z``, so that only rounding leads out of the range of
-            ``A^H``; read of plans that do not iterate.
+            ``A^H``; asked only of plans that do not iterate.
     """
 
     A: LinearOperator
@@ -43,16 +46,25 @@ class Plan:
     options: frozenset[str] = frozenset()
     iterates: ClassVar[bool] = False
     never_misses: ClassVar[bool] = False
+    gives_way_to_border: ClassVar[bool] = False
     falls_back_on_lsmr: ClassVar[bool] = False
-    patience: int | None = None
+    fallback_after: int | None = None
     exhausted: bool = False
+    solved: int = 0
     rtol: float | None = None
     x_in_range_of_adjoint: bool = True
 
     def solve(
         self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
     ) -> Solution:
-        """The certified solution for ``y``, ``(*batch, *out_shape)``."""
+        """Solve for ``y``, and certify the answer.
+
+        Args:
+            y: the data, ``(*batch, *out_shape)``.
+            rtol: relative tolerance; None: :attr:`rtol` of the plan.
+            atol: absolute tolerance on the residual norm, in the units of y.
+            max_iter: iteration limit per item; None: the default of the method.
+        """
         raise NotImplementedError
 
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
@@ -79,15 +91,20 @@ class Plan:
         """``y - A x``, ``(*batch, *out_shape)``, with x the solution for ``y``."""
         return y - self.A.apply(self.apply(y, rtol=rtol))
 
-    def attempt(self, y: Tensor | None = None, v: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
-        """Compute :meth:`apply` of ``y``, or :meth:`adjoint` of ``v``, and mark the items that missed the tolerance.
+    def attempt_apply(self, y: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Compute :meth:`apply` of ``y``, and mark the items that missed the tolerance.
 
         None where only :meth:`solve` finds out which items missed it.
         """
         if not self.never_misses:
             return None
-        answer = self.apply(y) if y is not None else self.adjoint(v)  # type: ignore[arg-type]
-        return answer, torch.zeros((), dtype=torch.bool, device=answer.device)
+        return self.apply(y), torch.zeros((), dtype=torch.bool, device=y.device)
+
+    def attempt_adjoint(self, v: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Compute :meth:`adjoint` of ``v``, and mark the items that missed the tolerance; None where unknown."""
+        if not self.never_misses:
+            return None
+        return self.adjoint(v), torch.zeros((), dtype=torch.bool, device=v.device)
 
     def with_damp(self, damp: Tensor | float) -> Plan | None:
         """The plan for another damping that shares the factors of this one; None where these depend on the damping."""
@@ -107,7 +124,7 @@ class Plan:
     def innermost(self) -> Plan:
         """The plan that does the work: this one, or that of a smaller problem to which this one reduces its data.
 
-        The choice among plans reads :attr:`iterates`, :attr:`falls_back_on_lsmr` and :attr:`patience` of that one.
+        The choice among plans reads its :attr:`iterates`, :attr:`falls_back_on_lsmr` and :attr:`fallback_after`.
         """
         return self
 
@@ -128,7 +145,12 @@ class PenalisedPlan(Plan):
         atol: float = 0.0,
         max_iter: int | None = None,
     ) -> Solution:
-        """The certified solution for ``y``, ``(*batch, *out_shape)``, and the prior, ``(*batch, *in_shape)``."""
+        """Solve for ``y``, and certify the answer.
+
+        Args:
+            x_prior: what the penalty pulls to, ``(*batch, *in_shape)``; None: zero.
+            y, rtol, atol, max_iter: as for :meth:`Plan.solve`.
+        """
         raise NotImplementedError
 
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:

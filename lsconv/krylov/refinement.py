@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -24,17 +23,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, ConvergenceWarning, DtypeError
-from lsconv.krylov.loop.batched_scalars import binary_unit, divide
-from lsconv.krylov.loop.certificate import Certificate
+from lsconv.errors import ArgumentError, DtypeError, unreported
+from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
+from lsconv.krylov.loop.certificate import LENGTH_LIMIT, Certificate, NullSpaceBound, RankThreshold, Tolerances
 from lsconv.krylov.loop.damping import augmented_rows
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
-from lsconv.krylov.loop.evidence import NullSpaceBound, RankThreshold
 from lsconv.krylov.loop.judge import Judge
-from lsconv.krylov.loop.null_space import settle_null_space
+from lsconv.krylov.loop.null_space import verify_null_space
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution, Status, report
-from lsconv.krylov.loop.stopping import EXCUSED, Tolerances
 from lsconv.krylov.lsmr import lsmr
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
@@ -125,7 +122,7 @@ def refine(
     with torch.no_grad():
         solution = loop.run(max_refinements)
         shortest = functools.partial(loop.shortest, max_refinements=max_refinements)
-        solution = settle_null_space(solution, solution.x, problem.y, problem.A, tolerances, shortest, loop.solution_of)
+        solution = verify_null_space(solution, solution.x, problem.y, problem.A, tolerances, shortest, loop.solution_of)
     report(solution, "refine", raise_on_failure=raise_on_failure)
     return solution
 
@@ -143,26 +140,21 @@ class _Refinement:
         least_norm: bool,
         options: dict[str, Any],
     ) -> None:
-        self.problem, self.solver, self.tolerances, self.square, self.options = (
-            problem,
-            solver,
-            tolerances,
-            square,
-            options,
-        )
+        self.problem, self.solver, self.tolerances = problem, solver, tolerances
+        self.square, self.options = square, options
         # With damping the rows damp I are appended to A, so that the loop solves min ||A x - y|| only.
         self.augmented = problem if problem.damp is None else augmented_rows(problem)
         self.least_norm = least_norm
         self.low: LinearOperator = self.augmented.A.to(dtype=inner_dtype)
         self.inner_dtype = inner_dtype
-        # the length of x is bounded, because the rounding of the inner solves has parts in the null space of A
+        # Rounding of the inner solves along the null space lengthens x, which must not raise the rounding allowed.
         self.judge = Judge(
             problem.A,
             tolerances,
             0.0 if problem.damp is None else problem.damp,
             rounding=tolerances.rounding,
             square=square,
-            rank=RankThreshold(length_limit=EXCUSED),
+            rank=RankThreshold(length_limit=LENGTH_LIMIT),
         )
         self.directions: list[tuple[Tensor, Tensor]] = []
         self.iterations = torch.zeros(problem.batch, dtype=torch.int64, device=problem.A.device)
@@ -222,8 +214,7 @@ class _Refinement:
             if not bool(excused.any()):
                 break
             r = augmented.residual(x, excused)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
+            with unreported():
                 correction = self.solver(augmented.A, r, rtol=self.tolerances.rtol, check_finite=False, **options)
             self.iterations = self.iterations + correction.iterations * excused
             before = augmented.codomain.safe_norm(r)
@@ -270,22 +261,30 @@ class _Refinement:
             d = augmented.A.adjoint(self._solve(self.low.H, d, augmented.domain, running, swap=True))
         return d
 
-    def _solve(self, A: LinearOperator, y: Tensor, space: Any, running: Tensor, swap: bool = False) -> Tensor:
-        """Solve in low precision for a right-hand side scaled to norm one, which keeps it in range."""
+    def _solve(self, A: LinearOperator, y: Tensor, space: ItemSpace, running: Tensor, swap: bool = False) -> Tensor:
+        """Solve in low precision for a right-hand side scaled to norm one, which keeps it in range.
+
+        Args:
+            A: the operator in low precision, or its adjoint.
+            y: the right-hand side.
+            space: the arithmetic of y.
+            running: the items to solve for.
+            swap: A is an adjoint, so that M and N exchange their sides.
+        """
         unit = binary_unit(space.safe_norm(y))
         options = dict(self.options)
         if swap:
             options["M"], options["N"] = options.pop("N", None), options.pop("M", None)
         scaled = (y * space.broadcast(running / unit)).to(self.inner_dtype)
-        with warnings.catch_warnings():
-            # An inner solve need not converge, because its result is judged in float64.
-            warnings.simplefilter("ignore", ConvergenceWarning)
+        # An inner solve need not converge, because its result is judged in float64.
+        with unreported():
             solution = self.solver(A, scaled, check_finite=False, **options)
         self.iterations = self.iterations + solution.iterations
         x = torch.nan_to_num(solution.x.to(y.dtype))
         return x * over_items(unit.to(x.dtype), x.ndim - unit.ndim)
 
     def _finish(self, x: Tensor, limit: Tensor, doubtful: Tensor) -> Solution:
+        """Certify x, given the items that the limit has stopped, and those in doubt."""
         problem = self.problem
         x = x.masked_fill(problem.domain.broadcast(problem.zero).bool(), 0)
         x = x.masked_fill(problem.domain.broadcast(problem.nonfinite).bool(), torch.nan)

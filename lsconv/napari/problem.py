@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import lsconv
-from lsconv.app import Evidence, Kernel, rounded
+from lsconv.app import Evidence, Kernel, rounded, working_dtype
 
 __all__ = ["MODELS", "CancelledError", "Problem", "Restored", "Settings", "psf_of"]
 
@@ -244,7 +244,7 @@ class Problem:
         """
         values = np.asarray(self.data[index])
         colours = np.moveaxis(values[..., :3], -1, 0) if self.colour else values[None]
-        wide = values.dtype.itemsize > 4 or (values.dtype.kind in "iu" and values.dtype.itemsize == 4)
+        wide = working_dtype(values.dtype) == torch.float64
         field = torch.from_numpy(np.ascontiguousarray(colours, dtype=np.float64 if wide else np.float32))
         observed = None if self.mask is None else torch.from_numpy(np.asarray(self.mask[index]) == 0)
         options = self.settings.options()
@@ -282,9 +282,5 @@ class Problem:
     def _like(self, values: np.ndarray[Any, Any], x: Tensor) -> np.ndarray[Any, Any]:
         """The answer in the number type of the image's ``values``, with colours last and the image's opacity."""
         restored = np.moveaxis(x.numpy(), 0, -1) if self.colour else x[0].numpy()
-        native = values.dtype.newbyteorder("=")
-        if values.dtype.kind in "iu":
-            restored = rounded(restored, native)
-        else:
-            restored = restored > 0.5 if values.dtype == bool else restored.astype(native)
+        restored = rounded(restored, values.dtype.newbyteorder("="))
         return np.concatenate([restored, values[..., 3:]], axis=-1) if self.colour else restored

@@ -12,7 +12,6 @@ NaN or infinity are NaN in the answer, with a :class:`lsconv.ConvergenceWarning`
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, ShapeError, warn
+from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError, unreported, warn
 from lsconv.inverse.lstsq import lstsq
 from lsconv.inverse.pseudo_inverse import PseudoInverse as _Operator
 from lsconv.inverse.pseudo_inverse import pinv
@@ -52,7 +51,7 @@ class Inversion(nn.Module):
             self.in_size = (in_size,) * dimensions if isinstance(in_size, int) else tuple(in_size)
             if len(self.in_size) != dimensions:
                 raise ShapeError(f"in_size: expected {dimensions} sizes, got {self.in_size}")
-        self._plans, self._warned = 0, False
+        self._plan_count, self._warned = 0, False
         self.refresh()
 
     def refresh(self) -> None:
@@ -72,7 +71,7 @@ class Inversion(nn.Module):
                              f"{A.in_shape[1:]}, which is {A.out_shape[1:]}")  # fmt: skip
         return A
 
-    def _data(self, y: Tensor, A: LinearOperator) -> Tensor:
+    def _without_bias(self, y: Tensor, A: LinearOperator) -> Tensor:
         """``y - bias``, ``(*batch, c_out, *spatial_out)``, in the precision of the solve."""
         y = _in_precision(y, A)
         bias = self.conv.bias
@@ -95,17 +94,17 @@ class Inversion(nn.Module):
         def make() -> _Operator:
             inverse = pinv(B, damp=fixed, method=self.method)
             if trained:
-                self._watch(B, inverse)
+                self._warn_if_ill_conditioned(B, inverse)
             return inverse
 
-        inverse = self._plan(B, sources, make, trained).following(B, damp)
+        inverse = self._cached_plan(B, sources, make, trained).with_gradients_by(B, damp)
         return (inverse.H if transposed else inverse)(y)
 
     @torch.no_grad()
-    def _watch(self, A: LinearOperator, inverse: _Operator) -> None:
+    def _warn_if_ill_conditioned(self, A: LinearOperator, inverse: _Operator) -> None:
         """Warn once, where a small singular value that is inverted makes the gradient by the weight meaningless."""
-        self._plans += 1
-        if self._warned or self._plans & (self._plans - 1):  # at plans 1, 2, 4, 8, ... as training goes on
+        self._plan_count += 1
+        if self._warned or self._plan_count & (self._plan_count - 1):  # at plans 1, 2, 4, 8, ... as training goes on
             return
         condition = _condition(A, inverse)
         if condition > _MOST_CONDITION:
@@ -118,12 +117,14 @@ class Inversion(nn.Module):
                 UserWarning,
             )
 
-    def _plan(self, A: LinearOperator, sources: tuple[Tensor, ...], make: Callable[[], Any], more: Any = None) -> Any:
+    def _cached_plan(
+        self, A: LinearOperator, sources: tuple[Tensor, ...], make: Callable[[], Any], extra_key: Any = None
+    ) -> Any:
         """Return ``make()``, cached until one of the sources or the key changes."""
         if any(not s.is_leaf or s.is_inference() for s in sources):
             return make()  # such a weight is another tensor at every call, or has no version counter
         state = [(s.data_ptr(), s._version, s.dtype, s.device) for s in sources]
-        key = (state, A.in_shape, A.dtype, self.method, more)
+        key = (state, A.in_shape, A.dtype, self.method, extra_key)
         cached = self._cached
         if (
             cached is None
@@ -136,12 +137,12 @@ class Inversion(nn.Module):
         return cached[2]
 
     def _result(self, x: Tensor, y: Tensor) -> Tensor:
-        """In the dtype of ``y``, unless autocast is at work, under which x keeps the dtype of the solve."""
+        """Convert x to the dtype of ``y``; under autocast it keeps that of the solve."""
         if torch.is_autocast_enabled(y.device.type):
             return x
         return x.to(y.dtype.to_complex() if x.is_complex() and not y.is_complex() else y.dtype)
 
-    def _spatial(self, y: Tensor) -> tuple[int, ...]:
+    def _spatial_size(self, y: Tensor) -> tuple[int, ...]:
         dimensions = len(self.conv.kernel_size)
         if not isinstance(y, Tensor):
             raise ArgumentTypeError(f"y: expected a torch.Tensor, got {type(y).__name__}")
@@ -166,8 +167,7 @@ def _condition(A: LinearOperator, inverse: _Operator) -> float:
             size, B = float(torch.linalg.vector_norm(v)), B.H
         return size
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with unreported():
         return largest(A, 6) * largest(inverse, 2)
 
 
@@ -210,8 +210,8 @@ class PseudoInverse(Inversion):
     def forward(self, y: Tensor) -> Tensor:
         """The solution x, ``(*batch, c_in, *in_size)``, for ``y``, ``(*batch, c_out, *spatial_out)``."""
         with torch.autocast(y.device.type, enabled=False):
-            A = self._operator(self._spatial(y))
-            x = self._inverse(A, self._data(y, A), 0.0)
+            A = self._operator(self._spatial_size(y))
+            x = self._inverse(A, self._without_bias(y, A), 0.0)
         return self._result(x, y)
 
 
@@ -276,8 +276,8 @@ class Tikhonov(Inversion):
     def forward(self, y: Tensor, x_prior: Tensor | None = None) -> Tensor:
         """The solution x for ``y``, drawn towards ``x_prior``, which has the shape of x."""
         with torch.autocast(y.device.type, enabled=False):
-            A = self._operator(self._spatial(y))
-            data, damp = self._data(y, A), self.damp
+            A = self._operator(self._spatial_size(y))
+            data, damp = self._without_bias(y, A), self.damp
             prior = None if x_prior is None else _in_precision(x_prior, A)
             over_complex = not A.is_complex and any(t is not None and t.is_complex() for t in (data, prior))
             if self.L is not None and not over_complex:
@@ -302,7 +302,7 @@ class Tikhonov(Inversion):
         sources = (self.conv.weight, self.log_damp, *([L.weight] if isinstance(L, ConvModule) else parameters_of(L)))
         if any(map(is_functorch_wrapped_tensor, sources)):
             return tikhonov(A, y, damp, L=operator, x_prior=x_prior, method=self.method).x
-        solve = self._plan(A, sources, lambda: penalised_inverse(A, operator, damp, method=self.method), L)
+        solve = self._cached_plan(A, sources, lambda: penalised_inverse(A, operator, damp, method=self.method), L)
         x: Tensor = solve(A, y, operator, damp, x_prior)
         return x
 
@@ -341,9 +341,9 @@ class RangeNull(Inversion):
     @untraced
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
         """``A^+ (y - bias) + (I - A^+ A) z``, ``(*batch, c_in, *in_size)``."""
-        spatial = self._spatial(y)
+        spatial = self._spatial_size(y)
         with torch.autocast(y.device.type, enabled=False):
             A = self._operator(spatial, tuple(z.shape[-len(spatial) :]))
             z = _in_precision(z, A)
-            x = z + self._inverse(A, self._data(y, A) - A(z), 0.0)
+            x = z + self._inverse(A, self._without_bias(y, A) - A(z), 0.0)
         return self._result(x, y)

@@ -83,8 +83,8 @@ class InvertibleConv2d(Inversion):
     def inverse(self, y: Tensor) -> Tensor:
         """The x with ``conv(x) = y``, both ``(*batch, channels, height, width)``; caches the plan of a weight."""
         with torch.autocast(y.device.type, enabled=False):
-            A = self._operator(self._spatial(y))
-            x = self._inverse(A, self._data(y, A), 0.0)
+            A = self._operator(self._spatial_size(y))
+            x = self._inverse(A, self._without_bias(y, A), 0.0)
         return self._result(x, y)
 
     def log_abs_det(self, in_size: int | Sequence[int]) -> Tensor:

@@ -54,19 +54,28 @@ class WholeCertificate:
 
 
 def batch_solution(
-    certificates: Sequence[WholeCertificate], x: Any, batch: tuple[int, ...], damp: float, device: torch.device
+    x: Any,
+    batch: tuple[int, ...],
+    device: torch.device,
+    *,
+    codes: Sequence[int],
+    converged: Sequence[bool],
+    iterations: Sequence[int],
+    residual_norm: Sequence[float],
+    gradient_norm: Sequence[float],
+    damp: float,
 ) -> Solution:
-    """Assemble the certificates of all batch items and their x into one :class:`Solution`."""
+    """Make the :class:`Solution` of all batch items, from their x and numbers."""
 
-    def column(values: Sequence[Any], dtype: torch.dtype) -> torch.Tensor:
+    def per_item(values: Sequence[Any], dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=device).reshape(batch)
 
     return Solution(
         x=x,
-        codes=column([c.status.code for c in certificates], torch.int64),
-        converged=column([c.holds for c in certificates], torch.bool),
-        iterations=column([c.iterations for c in certificates], torch.int64),
-        residual_norm=column([c.norms.residual for c in certificates], torch.float64),
-        gradient_norm=column([c.norms.gradient for c in certificates], torch.float64),
-        damp=column([damp] * len(certificates), torch.float64),
+        codes=per_item(codes, torch.int64),
+        converged=per_item(converged, torch.bool),
+        iterations=per_item(iterations, torch.int64),
+        residual_norm=per_item(residual_norm, torch.float64),
+        gradient_norm=per_item(gradient_norm, torch.float64),
+        damp=per_item([damp] * len(codes), torch.float64),
     )

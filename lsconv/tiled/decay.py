@@ -2,8 +2,9 @@ r"""The decay of the inverse of a normal operator away from a cell, which says h
 
 Away from the edges of the image :math:`(A^H A + \mathrm{damp}^2 L^H L)^{-1}` is the convolution with a kernel G, the
 inverse Fourier transform of :math:`(\hat A^H \hat A + \mathrm{damp}^2 |\hat L|^2)^{-1}`. A tile that ends ``overlap``
-cells outside its core lacks the part of G that is longer. The norm of that part, relative to the norm of G, estimates
-the relative error in the core after one pass over all tiles, and the factor by which each later step reduces it.
+cells outside its core lacks the part of G beyond that distance. The norm of that part, relative to the norm of G,
+estimates the relative error in the core after one pass over all tiles, and the factor by which each later step reduces
+it.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ class Field:
                     self._release(part.nbytes)
 
     def _release(self, nbytes: int) -> None:
-        """Release the memory of mapped pages now and then, lest a whole file stays in memory."""
+        """Release the memory of mapped pages now and then, so that no whole file stays in memory."""
         self._mapped += nbytes
         if self._mapped < 2**26 or not isinstance(self.array, np.memmap) or self.array.mode == "c":
             return

@@ -56,7 +56,7 @@ class Directions:
             p, w, _ = self.previous.pop(0)
         else:
             p, w = self.storage.vector(f"direction{number}"), self.storage.vector(f"image{number}")
-        passes.correct(g, p)
+        passes.precondition(g, p)
         passes.product(p, self.observed, w)
         fields = [p, w, g, *(f for old, image, _ in self.previous for f in (old, image))]
         beta, alpha, energy = self._scalars(fields)
@@ -127,17 +127,18 @@ class Iteration:
         self.directions = Directions(passes, storage, observed)
         self.x = storage.vector("x")
 
-    def run(self, max_iter: int, begin: Callable[[Field], float] | None = None, patience: int = 60) -> WholeCertificate:
+    def run(self, max_iter: int, write_first_x: Callable[[Field], float] | None = None) -> WholeCertificate:
         """Iterate, and return the certificate of :attr:`x`.
 
         Args:
             max_iter: limit on the steps.
-            begin: writes a first x and returns a bound of its relative error; None: each tile is solved for its data.
-            patience: steps without a smaller gradient after which the iteration gives up.
+            write_first_x: writes a first x and returns a bound of its relative error; None: each tile is solved for its
+                data.
         """
         storage = self.storage
+        patience = 60  # steps without a smaller gradient, after which the iteration gives up
         self.passes.step = 0
-        step, distance = self._first_iterate(begin)
+        step, distance = self._first_iterate(write_first_x)
         g = storage.vector("g", self.work_dtype)
         norms = self.passes.gradient(self.x, self.y, self.observed, g)
         certificate = self._certify(norms)
@@ -181,7 +182,7 @@ class Iteration:
     def _certify(self, norms: Norms) -> WholeCertificate:
         return WholeCertificate.of(self.judge, norms)
 
-    def _first_iterate(self, begin: Callable[[Field], float] | None) -> tuple[int, float | None]:
+    def _first_iterate(self, write_first_x: Callable[[Field], float] | None) -> tuple[int, float | None]:
         """Make the first x, or read that of an earlier run.
 
         Returns:
@@ -195,8 +196,8 @@ class Iteration:
             self.x = storage.vector(state["x"], storage.dtype if state["x"] == "x" else self.work_dtype)
             return lowest, state["distance"] if lowest == highest else math.inf
         self.x = storage.vector("x")
-        if begin is not None:
-            self.first_pass_error = begin(self.x)
+        if write_first_x is not None:
+            self.first_pass_error = write_first_x(self.x)
         else:
             done = state["tiles"] if state["step"] < 0 else len(self.passes.tile_regions.all)
             count = itertools.count(done + 1)

@@ -83,7 +83,7 @@ class LocalKernels:
 
     @property
     def iterations(self) -> float:
-        """Estimate the iterations: the largest of what a raised damp, kernels that vary and a small damp each take.
+        """Estimate the iterations, the largest of three numbers: for a raised damp, varying kernels and a small damp.
 
         The powers are fitted to iteration counts.
         """

@@ -54,7 +54,7 @@ class Passes:
         ranks: the processes that share the field.
         threaded: read and write in a thread of its own.
         symmetric: use the Hermitian form of the preconditioner; :class:`Iteration` sets it where convergence is slow.
-        shared: precondition by the inverse of the whole, computed by all ranks, in place of the tiles.
+        whole_inverse: precondition by the inverse of the whole, computed by all ranks, in place of the tiles.
         limits: the memory and the choice of solver for the border of a tile.
 
     Attributes:
@@ -78,19 +78,19 @@ class Passes:
         *,
         threaded: bool,
         symmetric: bool,
-        shared: bool = False,
+        whole_inverse: bool = False,
         limits: Limits | None = None,
     ) -> None:
         self.A, self.terms, self.damp, self.ranks, self.threaded, self.limits = A, terms, damp, ranks, threaded, limits
-        self.symmetric, self.shared = symmetric, shared
+        self.symmetric, self.whole_inverse = symmetric, whole_inverse
         dtype = double(A.dtype)
         self.A_double = A.to(dtype=dtype)
         self.terms_double = [Filter(t.convolution.to(dtype=dtype), t.factor.to(dtype)) for t in terms]
-        reach = [
+        halo = [
             max([k - 1, *(t.convolution.kernel_extent[a] - 1 for t in terms)]) for a, k in enumerate(A.kernel_extent)
         ]
         others = [t.convolution for t in terms]
-        self.gradient_regions = Regions(self.A_double, axes, reach, wraps, others)
+        self.gradient_regions = Regions(self.A_double, axes, halo, wraps, others)
         self.tile_regions = Regions(self.A_double, axes, [max(o, 1) for o in overlap], wraps, others)
         self.step = 0
         self.tick: Callable[[str], None] = lambda stage: None
@@ -135,14 +135,14 @@ class Passes:
             core = region.inside
             penalty = self._penalty(self.gradient_regions, region.kind, part)[core]
             g = A.adjoint(residual)[core] - self.damp**2 * penalty
-            here = part[core]
-            squares = (data[outputs], residual[outputs], g, here)
+            x_core = part[core]
+            squares = (data[outputs], residual[outputs], g, x_core)
             found = [values.square().sum() for values in squares]
-            found += [(here * penalty).sum(), image[outputs].square().sum()]
+            found += [(x_core * penalty).sum(), image[outputs].square().sum()]
             sums.add_(torch.stack(found))
             return g
 
-        self._for_each("gradient", self.gradient_regions, read, work, into)
+        self._run_pass("gradient", self.gradient_regions, read, work, into)
         y_norm, residual, gradient, x_norm, penalty, image = self.ranks.total(sums).clamp_min(0).sqrt().tolist()
         return Norms(
             y=y_norm, x=x_norm, residual=residual, gradient=gradient, penalty=penalty, operator=divide(image, x_norm)
@@ -164,11 +164,11 @@ class Passes:
             core = region.inside
             return back[core] + self.damp**2 * self._penalty(self.gradient_regions, region.kind, part)[core]
 
-        self._for_each("product", self.gradient_regions, read, work, into)
+        self._run_pass("product", self.gradient_regions, read, work, into)
 
-    def correct(self, g: Field, into: Field, tolerance: float = 1e-4) -> None:
+    def precondition(self, g: Field, into: Field, tolerance: float = 1e-4) -> None:
         """Write the preconditioned ``g``, the borders of tiles solved to a relative ``tolerance``."""
-        if self.shared:
+        if self.whole_inverse:
             self._apply_whole_inverse(g, into, tolerance)
             return
         rows = self.tile_regions.rows()
@@ -185,11 +185,11 @@ class Passes:
             return self.inverse(region.kind)(part * window, tolerance)[0] * window
 
         if not self.symmetric:
-            self._for_each("tiles", self.tile_regions, read, restricted, into)
+            self._run_pass("tiles", self.tile_regions, read, restricted, into)
             return
         self.update([into], lambda z: [torch.zeros_like(z)])
         self.ranks.open_remote_sums(into, rows)
-        self._for_each("tiles", self.tile_regions, read, symmetric, into, add=True)
+        self._run_pass("tiles", self.tile_regions, read, symmetric, into, add=True)
         self.ranks.send_remote_sums(into, rows)
 
     def _apply_whole_inverse(self, g: Field, into: Field, tolerance: float) -> None:
@@ -232,7 +232,7 @@ class Passes:
             found = self.inverse(region.kind)(A.adjoint(inputs[0]), tolerance)[0]
             return found[region.inside]
 
-        self._for_each("tiles", self.tile_regions, read, work, into, done=done, written=written)
+        self._run_pass("tiles", self.tile_regions, read, work, into, done=done, written=written)
 
     def update(
         self, fields: Sequence[Field], work: Callable[..., Sequence[Tensor | None]], reads: int | None = None
@@ -253,7 +253,7 @@ class Passes:
 
     # ------------------------------------------------------------------ reading, computing, writing
 
-    def _for_each(
+    def _run_pass(
         self,
         stage: str,
         regions: Regions,
@@ -346,8 +346,8 @@ class Passes:
             self._convolutions[key] = regions.convolution(kind), terms
         return self._convolutions[key]
 
-    def local_operator(self, region: Region) -> Convolution:
-        """A restricted to a region of gradients."""
+    def gradient_convolution(self, region: Region) -> Convolution:
+        """A restricted to one of :attr:`gradient_regions`."""
         return self._local_operators(self.gradient_regions, region.kind)[0]
 
     def inverse(self, kind: Kind) -> NormalInverse:
@@ -359,8 +359,3 @@ class Passes:
             inverse.factorise_if_cheaper((), 2 * sum(region.kind == kind for region in self.tile_regions.all))
             self._inverses[kind] = inverse
         return self._inverses[kind]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the inverses that have been made."""
-        return sum(inverse.nbytes for inverse in self._inverses.values())

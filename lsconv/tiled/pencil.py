@@ -47,7 +47,7 @@ class PencilInverse:
         self.grid = PencilGrid(truncated.embedding.grid, A.spatial_in, ranks)
         shift = torch.tensor(0.0 if terms else damp, dtype=torch.float64, device=A.device)
         floor = least_shift(torch.float64, damped=True)
-        request = Request(A, shift, floor, side="solution", penalty=_penalty(A, terms, damp))
+        request = Request(A, shift, floor, side="solution", penalty=Penalty.of_terms(A, terms, damp))
         problem = NormalProblem(request, symbol_of=self.grid.symbol)
         problem.mu = ranks.maximum(problem.mu)  # the least shift depends on all frequencies, and so on all ranks
         parts, truncated = problem.circulant_parts, problem.truncated
@@ -112,14 +112,6 @@ def pencil_bytes(A: Convolution, terms: Sequence[Filter], damp: float, ranks: in
     return 16 * (2 * matrices + spectra) * share_size(grid, ranks) + border
 
 
-def _penalty(A: Convolution, terms: Sequence[Filter], damp: float) -> Penalty | None:
-    """The penalty beside A, in A's type; None where it is the identity."""
-    if not terms:
-        return None
-    filters = [Filter(t.convolution.to(dtype=A.dtype), t.factor.to(A.dtype)) for t in terms]
-    return Penalty(A, filters, torch.tensor(damp, dtype=torch.float64, device=A.device))
-
-
 def _structure(A: Convolution, terms: Sequence[Filter], damp: float) -> TruncatedCirculant:
     """The truncated circulant without its symbol, which its grid, form and border do not depend on."""
 
@@ -128,7 +120,7 @@ def _structure(A: Convolution, terms: Sequence[Filter], damp: float) -> Truncate
         grid = Grid(tuple(1 for _ in embedding.grid), real=True)
         return FrequencyMatrices(grid, torch.zeros(shape, dtype=torch.complex128, device=A.device))
 
-    return truncated_circulant(A, (), _penalty(A, terms, damp), symbol_of=symbol)
+    return truncated_circulant(A, (), Penalty.of_terms(A, terms, damp), symbol_of=symbol)
 
 
 def _positions(truncated: TruncatedCirculant) -> Any:

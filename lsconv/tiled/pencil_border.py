@@ -167,26 +167,17 @@ class PencilSystem:
         Q: the matrices of Q at the frequencies of this rank.
         border: the border.
         definite: Q is positive definite on the border.
-        corner_unknowns: the most unknowns of the corner block of the preconditioner, whose inverse every rank has.
-        restart: basis vectors of GMRES.
     """
 
-    def __init__(
-        self,
-        Q: FrequencyMatrices,
-        border: PencilBorder,
-        *,
-        definite: bool,
-        corner_unknowns: int = 2048,
-        restart: int = 100,
-    ) -> None:
+    def __init__(self, Q: FrequencyMatrices, border: PencilBorder, *, definite: bool) -> None:
         self.Q, self.border, self.definite = Q, border, definite
         self._shares = [self._share(strip) for strip in border.strips]
         self._inverses = [self._inverse(strip, share) for strip, share in zip(border.strips, self._shares, strict=True)]
         self._corner: tuple[Tensor, Tensor, DenseInverse] | None = None
         if len(border.strips) == len(border.grid.sizes) == 2:
-            self._corner = self._corner_block(corner_unknowns)
-        self._restart, self._recycling = restart, Recycling(restart)
+            self._corner = self._corner_block(max_unknowns=2048)  # every rank has the inverse of this block
+        self._restart = 100  # basis vectors, for which pencil_bytes counts
+        self._recycling = Recycling(self._restart)
 
     def solve(self, b: Tensor, tolerance: float, max_iter: int) -> tuple[Tensor, int, float]:
         """Solve to a relative residual; return the unknowns, the iterations, and the residual that was reached."""
@@ -248,19 +239,19 @@ class PencilSystem:
         while overlap > 0 and self._corner_size(overlap) > max_unknowns:
             overlap -= max(1, overlap // 8)
         windows = [self._window(a, overlap) for a in range(2)]
-        numbers, places, firsts = [], [], []
+        indices, places, channels = [], [], []
         offset = 0
         for strip, other in ((border.strips[0], 1), (border.strips[1], 0)):
             flags = torch.zeros(strip.mask.shape, dtype=torch.bool)
             near = torch.isin(strip.place, windows[strip.axis])
             flags[near.nonzero(), windows[other]] = True
             cells = (flags & (strip.mask.cpu() > 0)).nonzero()
-            numbers.append(offset + cells[:, 0] * grid.sizes[other] + cells[:, 1])
+            indices.append(offset + cells[:, 0] * grid.sizes[other] + cells[:, 1])
             across, along = strip.place[cells[:, 0]], cells[:, 1]
             places.append(torch.stack([across, along] if strip.axis == 0 else [along, across], dim=1))
-            firsts.append(strip.channel[cells[:, 0]])
+            channels.append(strip.channel[cells[:, 0]])
             offset += strip.mask.numel()
-        index, place, channel = torch.cat(numbers), torch.cat(places), torch.cat(firsts)
+        index, place, channel = torch.cat(indices), torch.cat(places), torch.cat(channels)
         inner = [self._window(a, overlap // 2) for a in range(2)]
         within = torch.isin(place[:, 0], inner[0]) & torch.isin(place[:, 1], inner[1])
         m = self.Q.matrices

@@ -24,10 +24,9 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, ShapeError
-from lsconv.krylov.loop.evidence import NormBounds
-from lsconv.krylov.loop.judge import Judge, norm_from_below
+from lsconv.krylov.loop.certificate import NormBounds, Tolerances, norm_from_below
+from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution, report
-from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import direct_rtol, double
@@ -39,7 +38,7 @@ from lsconv.tiled.passes import Passes
 from lsconv.tiled.progress import Progress
 from lsconv.tiled.ranks import Ranks
 from lsconv.tiled.storage import Storage
-from lsconv.tiled.strategy import Strategy, check_operator, penalty_terms
+from lsconv.tiled.strategy import Strategy, TiledProblem, check_operator, penalty_terms
 from lsconv.tiled.untiled import UntiledPlan
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ class Plan:
             its channels; None: everywhere.
 
     Attributes:
-        memory: bytes of memory that a solve takes, about, on every rank.
+        memory: an estimate of the bytes that a solve takes on every rank.
         path: "tiles"; "whole" for one border solve of the whole image, by the first rank; "pencil" for one that all
             ranks share.
         why: the reason of that choice.
@@ -123,16 +122,17 @@ class Plan:
             raise ArgumentError(f"mesh: {self.ranks.size} ranks for the {self.A.spatial_in[0]} rows of x; use fewer")
         self.storage = None if storage is None else Path(storage)
         self.max_memory = self.ranks.minimum(free_bytes(self.A.device) // 4 if max_memory is None else int(max_memory))
-        strategy = Strategy.choose(
-            self.A, self.terms, self.damp, tile, overlap, self.max_memory, self.ranks, self.x_rows,
-            masked=observed is not None, stored=self.storage is not None,
+        problem = TiledProblem(
+            A=self.A, terms=tuple(self.terms), damp=self.damp, tile=tile, overlap=overlap, max_memory=self.max_memory,
+            ranks=self.ranks, rows=self.x_rows, masked=observed is not None, stored=self.storage is not None,
         )  # fmt: skip
+        strategy = Strategy.choose(problem)
         self.strategy, self.path, self.why, self.memory = strategy, strategy.path, strategy.why, strategy.bytes
         self.wraps = strategy.wraps
         self.observed = None if observed is None else self._mask_field(observed)
         self.passes = Passes(
             self.A, self.terms, self.damp, strategy.axes, strategy.overlap, self.wraps, self.ranks,
-            threaded=strategy.out_of_core, symmetric=strategy.symmetric, shared=self.path == "pencil",
+            threaded=strategy.out_of_core, symmetric=strategy.symmetric, whole_inverse=self.path == "pencil",
             limits=strategy.limits,
         )  # fmt: skip
         self.untiled = None
@@ -182,7 +182,15 @@ class Plan:
                 data = self.field(y, self.A.spatial_out, self.y_rows, item)
                 target = self.field(out, self.A.spatial_in, self.x_rows, item)
                 found.append(self._solve(data, target, item, batch, tolerances, max_iter))
-        solution = batch_solution(found, out, batch, self.damp, self.A.device)
+        solution = batch_solution(
+            out, batch, self.A.device,
+            codes=[c.status.code for c in found],
+            converged=[c.holds for c in found],
+            iterations=[c.iterations for c in found],
+            residual_norm=[c.norms.residual for c in found],
+            gradient_norm=[c.norms.gradient for c in found],
+            damp=self.damp,
+        )  # fmt: skip
         report(solution, self)
         return solution
 
@@ -205,10 +213,10 @@ class Plan:
                 self.passes, vectors, y, self.observed, self._judge(tolerances), rtol=tolerances.rtol,
                 first_pass_error=self._first_pass_error(),
             )  # fmt: skip
-            begin = None
+            write_first_x = None
             if self.path != "tiles":
-                begin = functools.partial(self._first_iterate, vectors, y, tolerances.rtol)
-            certificate = iteration.run(max_iter, begin)
+                write_first_x = functools.partial(self._first_iterate, vectors, y, tolerances.rtol)
+            certificate = iteration.run(max_iter, write_first_x)
             self.passes.update([iteration.x, out], lambda x: [None, x], reads=1)
             vectors.remove()
         return certificate
@@ -228,10 +236,10 @@ class Plan:
             g, tolerance = vectors.vector("g", double(self.A.dtype)), max(0.1 * rtol, 1e-8)
             self.passes.update([x], lambda here: [torch.zeros_like(here)])
             self.passes.gradient(x, y, self.observed, g)
-            self.passes.correct(g, x, tolerance)
+            self.passes.precondition(g, x, tolerance)
             if self.passes.pencil.residual <= 1e3 * tolerance or self.untiled is None:
                 return 1.0
-            self.path, self.passes.shared = "whole", False
+            self.path, self.passes.whole_inverse = "whole", False
             self.why += "; its border did not converge there, and one rank can have the whole"
         assert self.untiled is not None
         self.untiled.write(self.ranks, y, x, rtol)

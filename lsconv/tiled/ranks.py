@@ -86,7 +86,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def raise_on_all(self) -> Iterator[None]:
-        """Run a block without communication, and raise an error of one rank on all, lest the others wait for it.
+        """Run a block without communication; an error on one rank is raised on all, so that none waits for another.
 
         Raises:
             NonFiniteError: data of a rank are not finite.

@@ -18,7 +18,7 @@ from torch import Tensor
 from lsconv.operators.convolution import Convolution
 from lsconv.tiled.layout import TileAxis
 
-__all__ = ["Region", "Regions", "local_convolution"]
+__all__ = ["Region", "Regions"]
 
 # Per axis: whether the first and the last cell touch a padded edge of the field; None: the region is a periodic axis.
 Kind = tuple["tuple[bool, bool] | None", ...]
@@ -130,8 +130,19 @@ class Regions:
         return min(firsts), max(ends)
 
     def convolution(self, kind: Kind, of: Convolution | None = None) -> Convolution:
-        """Restrict A, or another convolution with the inputs of A such as a penalty, to regions of this kind."""
-        return local_convolution(self.A if of is None else of, self.size, kind)
+        """Restrict A, or another convolution with the inputs of A such as a penalty, to regions of this kind.
+
+        It has its padding at the edges of the field that ``kind`` names.
+        """
+        A = self.A if of is None else of
+        padding = [
+            pair if edges is None else (pair[0] if edges[0] else 0, pair[1] if edges[1] else 0)
+            for pair, edges in zip(A.padding, kind, strict=True)
+        ]
+        return Convolution(
+            A.weight.detach(), self.size, padding=padding, dilation=A.dilation, groups=A.groups,
+            padding_mode=A.padding_mode, check_finite=False,
+        )  # fmt: skip
 
     def outputs(self, region: Region) -> tuple[int, ...]:
         """The position, in the output of A, of the first output of the region's convolution."""
@@ -152,15 +163,3 @@ class Regions:
                 high = m if c + n == cells else high
             slices.append(slice(low - o, max(high, low) - o))
         return (slice(None), *slices)
-
-
-def local_convolution(A: Convolution, size: Sequence[int], kind: Kind) -> Convolution:
-    """Restrict a convolution to a region of ``size`` cells, with A's padding at the edges that ``kind`` names."""
-    padding = [
-        pair if edges is None else (pair[0] if edges[0] else 0, pair[1] if edges[1] else 0)
-        for pair, edges in zip(A.padding, kind, strict=True)
-    ]
-    return Convolution(
-        A.weight.detach(), size, padding=padding, dilation=A.dilation, groups=A.groups, padding_mode=A.padding_mode,
-        check_finite=False,
-    )  # fmt: skip

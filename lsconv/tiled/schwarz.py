@@ -43,7 +43,7 @@ from lsconv.operators.windows import add_windows, read_windows
 from lsconv.tiled.layout import TileLayout, candidates
 from lsconv.tiled.local_kernels import LocalKernels
 
-__all__ = ["SchwarzInverse", "SchwarzPreconditioner"]
+__all__ = ["SchwarzInverse"]
 
 
 class SchwarzInverse:
@@ -105,7 +105,7 @@ class SchwarzInverse:
 
     # ------------------------------------------------------------------ the inverse
 
-    def __call__(self, g: Tensor, tolerance: float) -> tuple[Tensor]:
+    def __call__(self, g: Tensor, tolerance: float) -> Tensor:
         """Apply the preconditioner to ``g``, ``(*batch, *in_shape)``, the borders of tiles solved to ``tolerance``."""
         A = self.A
         margins = [(axis.margin, axis.margin) for axis in self.layout.axes]
@@ -117,7 +117,7 @@ class SchwarzInverse:
             parts = read_windows(x, group.starts, group.windows.shape[-A.ndim :]) * group.windows
             found = group.inverse(parts.to(group.inverse.convolution.dtype), tolerance)[0].to(x.dtype)
             z = z + add_windows(found * group.windows * group.scale, group.starts, field)
-        return (pad_adjoint(z.squeeze(-A.ndim - 1) if A.shared else z, margins, "circular"),)
+        return pad_adjoint(z.squeeze(-A.ndim - 1) if A.shared else z, margins, "circular")
 
     # ------------------------------------------------------------------ the tiles
 
@@ -214,24 +214,3 @@ def _terms(A: VaryingConvolution, L: LinearOperator) -> list[Filter]:
     if terms is None or (A.shared and channels > 1 and not per_channel):
         raise MethodError(f"L: expected a penalty made of convolutions of each channel, got {L!r}")
     return terms
-
-
-class SchwarzPreconditioner(LinearOperator):
-    """A :class:`SchwarzInverse` as a Hermitian operator, its borders solved to a fixed tolerance.
-
-    Args:
-        inverse: the inverse.
-    """
-
-    def __init__(self, inverse: SchwarzInverse) -> None:
-        A = inverse.A
-        super().__init__(A.in_shape, A.in_shape, dtype=A.dtype, device=A.device)
-        self._inverse = inverse
-
-    def apply(self, x: Tensor) -> Tensor:
-        """Apply the preconditioner."""
-        return self._inverse(x, 1e-3)[0]
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Apply the operator, which is its own adjoint."""
-        return self.apply(y)

@@ -49,7 +49,7 @@ class Storage:
         return self._vectors[name]
 
     def save(self, state: dict[str, Any]) -> None:
-        """Save the state for a restart, replacing the file at once; vectors named in it must not change afterwards."""
+        """Save the state for a restart, atomically; vectors named in it must not change afterwards."""
         if self.folder is None:
             return
         text = json.dumps({"problem": self.key, **state})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from lsconv.tiled.ranks import Ranks
 from lsconv.tiled.regions import Regions
 from lsconv.tiled.untiled import untiled_bytes
 
-__all__ = ["Strategy", "check_operator", "penalty_terms"]
+__all__ = ["Strategy", "TiledProblem", "check_operator", "penalty_terms"]
 
 
 @dataclass(frozen=True)
@@ -60,107 +61,187 @@ class Strategy:
     limits: Limits
 
     @classmethod
-    def choose(
-        cls,
-        A: Convolution,
-        terms: Sequence[Filter],
-        damp: float,
-        tile: int | Sequence[int] | None,
-        overlap: int | str,
-        max_memory: int,
-        ranks: Ranks,
-        rows: slice,
-        *,
-        masked: bool,
-        stored: bool,
-    ) -> Strategy:
-        """Choose by the decay of the inverse and by the memory; the parameters are those of :class:`Plan`."""
-        if overlap != "auto" and not (isinstance(overlap, int) and overlap >= 1):
-            raise ArgumentError(f'overlap: expected "auto" or a number of cells >= 1, got {overlap!r}')
-        wraps = _wraps(A)
-        decay = Decay(A, terms, damp, {1: 4096, 2: 512, 3: 96}[A.ndim])
-        rtol = 1e-7 if double(A.dtype) != A.dtype else 1e-11
-        count = 3 + 2 * Directions.max_directions
-        vectors = count * A.c_in * (rows.stop - rows.start) * math.prod(A.spatial_in[1:]) * 8
-        untiled = untiled_bytes(A, terms, damp) if not masked else max_memory + 1
-        several, shared = ranks.size > 1, None
-
-        def tiles(core: Sequence[int]) -> tuple[tuple[TileAxis, ...], tuple[int, ...], int]:
-            """Lay out cores of about this size: (axes, overlap per axis, bytes); all ranks find the same overlap."""
-            axes = _axes(A, core, rows, wraps)
-            shortest = (A.spatial_in[0] // ranks.size, *A.spatial_in[1:])
-            nominal = [min(n, c) for n, c in zip(shortest, core, strict=True)]
-            cut = [n for n, axis in zip(nominal, axes, strict=True) if _is_cut(axis)]
-            cells = decay.overlap(cut, min(cut), rtol) if isinstance(overlap, str) and cut else overlap
-            per_axis = tuple(int(cells) if _is_cut(axis) else axis.cells for axis in axes)
-            return axes, per_axis, _tile_bytes(A, terms, damp, axes, per_axis, wraps)
-
-        sizes = [_per_axis(tile, A)] if tile is not None else _candidates(A, rows)
-        for core in sizes:
-            axes, cells, needed = tiles(core)
-            if needed <= max_memory:
-                break
+    def choose(cls, problem: TiledProblem) -> Strategy:
+        """Choose by the decay of the inverse and by the memory."""
+        tiles = _largest_tiles(problem)
+        cut, decay = tiles.least_overlap, problem.decay
+        path, why = _path(problem, tiles)
+        max_memory = problem.max_memory
+        out_of_core = problem.stored or tiles.bytes + problem.vector_bytes > max_memory
+        if path == "whole":
+            needs = problem.whole_bytes
         else:
-            raise PlanMemoryError(
-                f"max_memory: tiles of {tuple(core)} need about {needed:.3g} bytes, and {max_memory:.3g} are allowed; "
-                f"pass a smaller tile, or a larger max_memory"
-            )
-        out_of_core = stored or needed + vectors > max_memory
-        cut = [o for o, axis in zip(cells, axes, strict=True) if _is_cut(axis)]
-        error, steps = (decay.first_pass_error(min(cut)), decay.steps(min(cut), rtol)) if cut else (0.0, 0)
-        cores = [axis.length / axis.count for axis in axes]
-        tile_cells = (min(c + 2 * o, axis.cells) for c, o, axis in zip(cores, cells, axes, strict=True))
-        cost = math.prod(tile_cells) / math.prod(cores) * (1 + 1.5 * steps) if cut else 1.0
-        path, why = "tiles", f"beyond {min(cut)} cells {error:.1e} of the inverse is left" if cut else "one tile is all"
-        if untiled <= max_memory and tile is None and ranks.size == 1 and not stored:
-            path, why = "whole", f"it takes {untiled / 2**20:.0f} MiB, and {max_memory / 2**20:.0f} are allowed"
-        elif (steps > 4 or cost > (20 if several else 40)) and isinstance(overlap, str):
-            why = f"{why}, which are about {steps} steps of tiles, {cost:.0f} times the work of a solve without overlap"
-            shared = (
-                pencil_bytes(A.to(dtype=double(A.dtype)), terms, damp, ranks.size) if several and not masked else None
-            )
-            if shared is not None and shared <= max_memory:
-                path, why = "pencil", f"{why}; the whole, shared, takes {shared / 2**20:.0f} MiB a rank"
-            elif untiled <= max_memory and (steps > 4 * ranks.size or cost > 40 * ranks.size):
-                path, why = "whole", f"{why}; one border solve of the whole takes {untiled / 2**20:.0f} MiB"
-            elif not masked:
-                each = "" if shared is None else f" on one rank, {shared / 2**20:.0f} on each"
-                why += (
-                    f"; the whole would take {untiled / 2**20:.0f} MiB{each}, and {max_memory / 2**20:.0f} are allowed"
-                )
-        inside = 0 if out_of_core else vectors
-        used = {"whole": untiled, "pencil": (shared or 0) + inside, "tiles": needed + inside}[path]
-        limits = spared(None, max(max_memory - used, 0), 0)
+            needs = tiles.bytes if path == "tiles" else problem.pencil_bytes or 0
+            needs += 0 if out_of_core else problem.vector_bytes
         return cls(
-            path,
-            why,
-            untiled <= max_memory,
-            axes,
-            cells,
-            wraps,
-            error,
-            out_of_core,
-            bool(cut) and decay.contraction(min(cut)) > 0.05,
-            used,
-            limits,
+            path=path,
+            why=why,
+            untiled_fits=problem.whole_bytes <= max_memory,
+            axes=tiles.axes,
+            overlap=tiles.overlap,
+            wraps=problem.wraps,
+            first_pass_error=0.0 if cut is None else decay.first_pass_error(cut),
+            out_of_core=out_of_core,
+            symmetric=cut is not None and decay.contraction(cut) > 0.05,
+            bytes=needs,
+            limits=spared(None, max(max_memory - needs, 0), 0),
         )
+
+
+@dataclass(frozen=True)
+class TiledProblem:
+    """The problem that a strategy is chosen for, and the quantities that the choice depends on.
+
+    Attributes:
+        A, damp, tile, overlap, max_memory, ranks: as for :class:`lsconv.tiled.Plan`.
+        terms: the penalty L as convolutions; empty: the identity.
+        rows: the rows of x that this rank has.
+        masked: some data are missing.
+        stored: the user gave a folder for the vectors.
+    """
+
+    A: Convolution
+    terms: tuple[Filter, ...]
+    damp: float
+    tile: int | Sequence[int] | None
+    overlap: int | str
+    max_memory: int
+    ranks: Ranks
+    rows: slice
+    masked: bool
+    stored: bool
+
+    @functools.cached_property
+    def wraps(self) -> tuple[bool, ...]:
+        """Per axis, whether A is circular; circular padding of another width than the kernel's is refused."""
+        A = self.A
+        wraps = tuple(MODES[A.padding_mode].periodic and any(pair) for pair in A.padding)
+        for wrap, pair, k in zip(wraps, A.padding, A.kernel_extent, strict=True):
+            if wrap and sum(pair) != k - 1:
+                raise MethodError(
+                    f"padding: a circular convolution of tiles has as many outputs as inputs (padding='same'), got "
+                    f"{pair} for a kernel of {k} cells"
+                )
+        return wraps
+
+    @functools.cached_property
+    def decay(self) -> Decay:
+        """The decay of the inverse, computed on a periodic grid, and extrapolated beyond."""
+        return Decay(self.A, self.terms, self.damp, {1: 4096, 2: 512, 3: 96}[self.A.ndim])
+
+    @property
+    def rtol(self) -> float:
+        """The error at which tiles count as exact, a tenth of the default tolerance of the dtype."""
+        return 1e-7 if double(self.A.dtype) != self.A.dtype else 1e-11
+
+    @property
+    def vector_bytes(self) -> int:
+        """The bytes of the vectors of an iteration, the directions and their images most of them."""
+        A, count = self.A, 3 + 2 * Directions.max_directions
+        return count * A.c_in * (self.rows.stop - self.rows.start) * math.prod(A.spatial_in[1:]) * 8
+
+    @functools.cached_property
+    def whole_bytes(self) -> int:
+        """The bytes of a solve of the whole image by one rank; more than allowed where data are missing."""
+        return self.max_memory + 1 if self.masked else untiled_bytes(self.A, self.terms, self.damp)
+
+    @functools.cached_property
+    def pencil_bytes(self) -> int | None:
+        """The bytes on a rank of a solve of the whole that all ranks share; None where there is none."""
+        if self.ranks.size == 1 or self.masked:
+            return None
+        return pencil_bytes(self.A.to(dtype=double(self.A.dtype)), self.terms, self.damp, self.ranks.size)
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """Tiles of one size.
+
+    Attributes:
+        axes: the cores of this rank, along each axis.
+        overlap: cells by which a tile exceeds its core on each side, per axis.
+        bytes: of the inverses of the tiles, and of the arrays of a pass.
+    """
+
+    axes: tuple[TileAxis, ...]
+    overlap: tuple[int, ...]
+    bytes: int
+
+    @property
+    def least_overlap(self) -> int | None:
+        """The smallest overlap along the axes that are cut; None where one tile is all."""
+        cut = [o for o, axis in zip(self.overlap, self.axes, strict=True) if _is_cut(axis)]
+        return min(cut) if cut else None
+
+    @property
+    def work(self) -> float:
+        """The work of one pass over all tiles, with that of tiles without overlap for unit."""
+        cores = [axis.length / axis.count for axis in self.axes]
+        tile = (min(c + 2 * o, axis.cells) for c, o, axis in zip(cores, self.overlap, self.axes, strict=True))
+        return math.prod(tile) / math.prod(cores)
+
+
+def _largest_tiles(problem: TiledProblem) -> _Tiles:
+    """Lay out the largest tiles whose solve fits in ``max_memory``.
+
+    Raises:
+        ArgumentError: the tile or the overlap is no number of cells.
+        PlanMemoryError: the smallest tiles do not fit.
+    """
+    A, overlap, max_memory = problem.A, problem.overlap, problem.max_memory
+    if overlap != "auto" and not (isinstance(overlap, int) and overlap >= 1):
+        raise ArgumentError(f'overlap: expected "auto" or a number of cells >= 1, got {overlap!r}')
+    sizes = _candidates(A, problem.rows) if problem.tile is None else [_per_axis(problem.tile, A)]
+    for core in sizes:
+        tiles = _tiles_of(problem, core)
+        if tiles.bytes <= max_memory:
+            return tiles
+    raise PlanMemoryError(
+        f"max_memory: tiles of {tuple(sizes[-1])} need about {tiles.bytes:.3g} bytes, and {max_memory:.3g} are "
+        f"allowed; pass a smaller tile, or a larger max_memory"
+    )
+
+
+def _tiles_of(problem: TiledProblem, core: Sequence[int]) -> _Tiles:
+    """Lay out cores of about this size; all ranks find the same overlap."""
+    A, overlap = problem.A, problem.overlap
+    axes = _axes(A, core, problem.rows, problem.wraps)
+    shortest = (A.spatial_in[0] // problem.ranks.size, *A.spatial_in[1:])
+    nominal = [min(n, c) for n, c in zip(shortest, core, strict=True)]
+    cut = [n for n, axis in zip(nominal, axes, strict=True) if _is_cut(axis)]
+    cells = problem.decay.overlap(cut, min(cut), problem.rtol) if isinstance(overlap, str) and cut else overlap
+    per_axis = tuple(int(cells) if _is_cut(axis) else axis.cells for axis in axes)
+    return _Tiles(axes, per_axis, _tile_bytes(A, problem.terms, problem.damp, axes, per_axis, problem.wraps))
+
+
+def _path(problem: TiledProblem, tiles: _Tiles) -> tuple[str, str]:
+    """Choose "tiles", "whole" or "pencil"; return it and the reason, in words."""
+    cut, max_memory, ranks = tiles.least_overlap, problem.max_memory, problem.ranks.size
+    whole, allowed = f"{problem.whole_bytes / 2**20:.0f} MiB", f"{max_memory / 2**20:.0f} are allowed"
+    if problem.whole_bytes <= max_memory and problem.tile is None and ranks == 1 and not problem.stored:
+        return "whole", f"it takes {whole}, and {allowed}"
+    if cut is None:
+        return "tiles", "one tile is all"
+    why = f"beyond {cut} cells {problem.decay.first_pass_error(cut):.1e} of the inverse is left"
+    steps = problem.decay.steps(cut, problem.rtol)
+    work = tiles.work * (1 + 1.5 * steps)  # as in Decay.overlap: a later step costs more than the first pass
+    if not isinstance(problem.overlap, str) or (steps <= 4 and work <= (40 if ranks == 1 else 20)):
+        return "tiles", why
+    why = f"{why}, which are about {steps} steps of tiles, {work:.0f} times the work of a solve without overlap"
+    pencil = problem.pencil_bytes
+    if pencil is not None and pencil <= max_memory:
+        return "pencil", f"{why}; the whole, shared, takes {pencil / 2**20:.0f} MiB a rank"
+    if problem.whole_bytes <= max_memory and (steps > 4 * ranks or work > 40 * ranks):
+        return "whole", f"{why}; one border solve of the whole takes {whole}"
+    if problem.masked:
+        return "tiles", why
+    each = "" if pencil is None else f" on one rank, {pencil / 2**20:.0f} on each"
+    return "tiles", f"{why}; the whole would take {whole}{each}, and {allowed}"
 
 
 def _is_cut(axis: TileAxis) -> bool:
     """Tell whether a tile is shorter than the field along an axis."""
     return axis.count > 1 or axis.length < axis.cells
-
-
-def _wraps(A: Convolution) -> tuple[bool, ...]:
-    """Tell per axis whether A is circular, and refuse circular padding of another width than the kernel's."""
-    wraps = tuple(MODES[A.padding_mode].periodic and any(pair) for pair in A.padding)
-    for wrap, pair, k in zip(wraps, A.padding, A.kernel_extent, strict=True):
-        if wrap and sum(pair) != k - 1:
-            raise MethodError(
-                f"padding: a circular convolution of tiles has as many outputs as inputs (padding='same'), got {pair} "
-                f"for a kernel of {k} cells"
-            )
-    return wraps
 
 
 def _axes(A: Convolution, core: Sequence[int], rows: slice, wraps: Sequence[bool]) -> tuple[TileAxis, ...]:
@@ -206,13 +287,8 @@ def _tile_bytes(
     plans = []
     for kind in {region.kind for region in regions.all}:
         local = regions.convolution(kind)
-        penalty = None
-        if terms:
-            filters = [
-                Filter(regions.convolution(kind, t.convolution.to(dtype=A_double.dtype)), t.factor) for t in terms
-            ]
-            penalty = Penalty(local, filters, torch.tensor(damp, dtype=torch.float64, device=A.device))
-        plans.append(plan_bytes(local, penalty=penalty))
+        filters = [Filter(regions.convolution(kind, t.convolution), t.factor) for t in terms]
+        plans.append(plan_bytes(local, penalty=Penalty.of_terms(local, filters, damp)))
     # Setups run one after the other and keep a third of their peak; a pass holds ten arrays of a region's size.
     inverses = max(plans) + (sum(plans) - max(plans)) // 3
     return inverses + 10 * 8 * max(A.c_in, A.c_out) * math.prod(regions.size)

@@ -75,10 +75,5 @@ class UntiledPlan:
 def untiled_bytes(A: Convolution, terms: Sequence[Filter], damp: float) -> int:
     """Estimate the bytes of an :class:`UntiledPlan`, with the vectors of a solve."""
     A_double = A.to(dtype=double(A.dtype))
-    penalty = None
-    if terms:
-        penalty = Penalty(A_double, [Filter(t.convolution.to(dtype=A_double.dtype), t.factor) for t in terms],
-                          torch.tensor(damp, dtype=torch.float64, device=A.device))  # fmt: skip
-    return plan_bytes(A_double, penalty=penalty) + 10 * A_double.dtype.itemsize * max(
-        A_double.in_numel, A_double.out_numel
-    )
+    vectors = 10 * A_double.dtype.itemsize * max(A_double.in_numel, A_double.out_numel)
+    return plan_bytes(A_double, penalty=Penalty.of_terms(A_double, terms, damp)) + vectors

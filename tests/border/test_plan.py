@@ -11,7 +11,7 @@ from lsconv.border.normal_inverse import normal_inverse
 from lsconv.border.normal_problem import Request
 from lsconv.border.outer_iteration import NormalEquations, iterate_or_drop_factors
 from lsconv.border.plan import BorderPlan
-from lsconv.krylov.loop.stopping import Tolerances
+from lsconv.krylov.loop.certificate import Tolerances
 
 ALLOWED = 1.2  # times the counts that were measured when the method was chosen
 

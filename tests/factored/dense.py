@@ -58,7 +58,7 @@ def check_maps(plan: Any, damp: float, *, rank: bool = True) -> None:
     ndim = len(A.in_shape)
     solution = plan.solve(y)
     assert solution.converged.all(), str(solution)
-    attempted = plan.attempt(y)  # nothing iterates: an answer needs no certificate, and has no fallback
+    attempted = plan.attempt_apply(y)  # nothing iterates: an answer needs no certificate, and has no fallback
     assert attempted is not None
     assert not attempted[1].any()
     assert torch.equal(attempted[0], plan.apply(y))

@@ -20,7 +20,7 @@ def _disk(size: int = 7) -> torch.Tensor:
     ("A", "damp", "plan", "reason"),
     [
         (lsconv.Conv2d(torch.ones(2, 3, 1, 1, dtype=F64), (9, 9)), 0.0, "PatchPlan", "disjoint patches"),
-        (lsconv.Conv2d(torch.ones(1, 1, 5, 5, dtype=F64), (40, 40)), 0.1, "SeparablePlan", "product"),
+        (lsconv.Conv2d(torch.ones(1, 1, 5, 5, dtype=F64), (40, 40)), 0.1, "SeparableThenBorderPlan", "product"),
         (lsconv.Conv2d(_disk(), (64, 64), padding=3, padding_mode="circular"), 0.1, "FourierPlan", "circular"),
         (lsconv.Conv2d(_disk(), (64, 64)), 0.1, "BorderPlan", "factors of the border cost"),
         (lsconv.Conv2d(_disk(), (64, 64)).H, 0.1, "AdjointPlan", "adjoint of a convolution"),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import lsconv
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, NonFiniteError, ShapeError
-from lsconv.inverse.plans.weighted import WeightedPlan
+from lsconv.inverse.plans.normal_iteration import WeightedPlan
 from lsconv.inverse.route import penalty_plan, route
 
 F64 = torch.float64

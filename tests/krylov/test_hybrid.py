@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lsconv.errors import ArgumentError, ConvergenceWarning
-from lsconv.krylov.hybrid import hybrid
+from lsconv.krylov.hybrid import Projected, hybrid
 from lsconv.krylov.loop.solution import Status
 from lsconv.krylov.lsqr import lsqr
-from lsconv.krylov.projected import Projected
 
 NOISE = 1e-3
 

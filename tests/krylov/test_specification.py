@@ -12,8 +12,8 @@ from torch import Tensor
 
 import lsconv
 from lsconv.krylov.hybrid import _Hybrid, hybrid
+from lsconv.krylov.loop.certificate import Tolerances
 from lsconv.krylov.loop.solution import Solution, Status
-from lsconv.krylov.loop.stopping import Tolerances
 
 Solver = Callable[..., Solution]
 quiet = pytest.mark.filterwarnings("ignore::lsconv.errors.ConvergenceWarning")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lsconv
-from lsconv.krylov.loop.stopping import Tolerances
+from lsconv.krylov.loop.certificate import Tolerances
 from lsconv.tiled.field import Field
 from tests.tiled.problems import F64, exact, problem
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.krylov.loop.stopping import Tolerances
+from lsconv.krylov.loop.certificate import Tolerances
 from lsconv.tiled.field import Field
 from lsconv.tiled.iteration import Directions, Iteration
 from lsconv.tiled.storage import Storage

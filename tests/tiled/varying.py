@@ -29,5 +29,5 @@ def field(n: int, padding: Any = 0, mode: str = "zeros", **options: Any) -> lsco
 def matrix(M: SchwarzInverse) -> torch.Tensor:
     """The matrix of the preconditioner."""
     n = M.A.in_numel
-    rows = M(torch.eye(n, dtype=F64).reshape(n, *M.A.in_shape), 1e-8)[0]
+    rows = M(torch.eye(n, dtype=F64).reshape(n, *M.A.in_shape), 1e-8)
     return rows.reshape(n, n).mT

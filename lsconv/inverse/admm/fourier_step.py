@@ -228,7 +228,7 @@ class ExtendedGrid:
                 shapes = [image.shape for image in self.images[1:]]
                 force = self._right_hand_side([data / 2, *(data.new_zeros(*self.batch, *shape) for shape in shapes)])
             else:
-                force = self.data.back(self.grid.transform(self.layout.blocked(data))).mul_(self.data.rho)
+                force = self.data.adjoint_symbol(self.grid.transform(self.layout.blocked(data))).mul_(self.data.rho)
             spectrum = self._solve(force)
         if self.data is not None:
             padded_data = y.new_zeros(*self.batch, self.A.out_shape[0], *self.grid_sizes)

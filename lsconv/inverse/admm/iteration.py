@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -133,7 +133,7 @@ def admm(
     active = torch.ones(batch, dtype=torch.bool, device=s[0].device)
     met = torch.zeros_like(active)
     iterations = torch.zeros(batch, dtype=torch.int64, device=s[0].device)
-    rows: list[tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]] = []
+    rows: list[_Row] = []
     best: tuple[Tensor, list[Tensor]] | None = None
     stopped, next_certificate, next_balance = False, check_every, check_every
     for k in range(1, max_iter + 1):
@@ -155,9 +155,17 @@ def admm(
         primal, dual = _residuals(terms, [step.images[j].item(images[j]) for j in range(count)], split, changes,
                                   duals, rho)  # fmt: skip
         now_met = certificate.met(rtol)
-        worst_dual = dual[-1]
-        rows.append((k, torch.stack(primal).amax(0), worst_dual, certificate.stationarity, certificate.complementarity,
-                     certificate.objective, _recorded_penalty(terms, rho)))  # fmt: skip
+        rows.append(
+            _Row(
+                iteration=k,
+                primal=torch.stack(primal).amax(0),
+                dual=dual[-1],
+                stationarity=certificate.stationarity,
+                complementarity=certificate.complementarity,
+                objective=certificate.objective,
+                rho=_recorded_penalty(terms, rho),
+            )
+        )
         best = _update_active(best, (x, duals), active)
         met = met | (now_met & active)
         active = active & ~now_met & torch.isfinite(certificate.stationarity)
@@ -179,18 +187,30 @@ def admm(
     return SplittingResult(*best, iterations, met, stopped, history)
 
 
-def _forecast(rows: Sequence[tuple[Any, ...]], active: Tensor, rtol: float, step: int) -> int:
+class _Row(NamedTuple):
+    """One row of the history: an iteration and its residuals, certificate, objective and penalty, per item."""
+
+    iteration: int
+    primal: Tensor
+    dual: Tensor
+    stationarity: Tensor
+    complementarity: Tensor
+    objective: Tensor
+    rho: Tensor
+
+
+def _forecast(rows: Sequence[_Row], active: Tensor, rtol: float, step: int) -> int:
     """Forecast the iteration for the next certificate from the decrease of the last two.
 
     A certificate costs a few iterations, so the next one is taken at 0.7 of the way to ``rtol``, and after at most as
     many iterations as there were.
     """
-    k = rows[-1][0]
-    worst = [float(torch.maximum(row[3], row[4]).where(active, 0).amax()) for row in rows[-2:]]
+    k = rows[-1].iteration
+    worst = [float(torch.maximum(row.stationarity, row.complementarity).where(active, 0).amax()) for row in rows[-2:]]
     before, now = worst[0], worst[-1]
     if rtol == 0 or not rtol < now < before:
         return k + step
-    ahead = 0.7 * math.log(now / rtol) / math.log(before / now) * (k - rows[-2][0])
+    ahead = 0.7 * math.log(now / rtol) / math.log(before / now) * (k - rows[-2].iteration)
     return k + max(step, int(min(ahead, k)) // step * step)
 
 

@@ -12,14 +12,13 @@ otherwise it is done by conjugate gradients. The small shift mu that the factors
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lsconv.border.stacked_plan import StackedPlan
-from lsconv.errors import ConvergenceWarning, MethodError, PlanMemoryError
+from lsconv.errors import MethodError, PlanMemoryError, unreported
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.inverse.admm.proximal import Term
 from lsconv.krylov.cg import cg
@@ -27,8 +26,9 @@ from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
+from lsconv.operators.elementary import FromFunctions
 from lsconv.operators.varying_convolution import VaryingConvolution
-from lsconv.tiled.schwarz import SchwarzInverse, SchwarzPreconditioner
+from lsconv.tiled.schwarz import SchwarzInverse
 
 __all__ = ["NormalStep"]
 
@@ -76,7 +76,11 @@ class NormalStep:
             with contextlib.suppress(MethodError):
                 if isinstance(self.A, VaryingConvolution):
                     root = rho[0].detach().double().sqrt()
-                    self.preconditioner = SchwarzPreconditioner(SchwarzInverse(self.A, root, L))
+                    tiles = SchwarzInverse(self.A, root, L)
+                    shape, apply = self.A.in_shape, lambda g: tiles(g, 1e-3)
+                    self.preconditioner = FromFunctions(
+                        shape, shape, apply, apply, dtype=self.A.dtype, device=self.A.device
+                    )
                 else:
                     self.preconditioner = CirculantPreconditioner(self.stack, side="solution")
             return
@@ -94,8 +98,7 @@ class NormalStep:
     def _solve(self, g: Tensor) -> Tensor:
         """Solve the normal equations for ``g`` to a few digits, starting from the previous x."""
         if self.plan is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
+            with unreported():
                 gradient = g - self.normal.apply(self.x)
                 return self.x + cg(self.normal, gradient, M=self.preconditioner, rtol=_REDUCTION, max_iter=50).x
         square = self.plan.unit.double() ** 2

@@ -27,7 +27,7 @@ from torch import Tensor
 from lsconv.inverse.admm.proximal import Bounds, Term
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
 
-__all__ = ["Optimality", "optimality"]
+__all__ = ["Optimality", "natural_residual", "optimality"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +93,7 @@ def optimality(
         image_change = norm * size if term.stiffness is None else norm * size * term.stiffness
         allowed_force = allowed_force + rounding * norm * (p_norm if term.balanced else image_change)
     if bounds is not None:
-        t = divide(size, forces)
-        step = inputs.broadcast(torch.where(t > 0, t, 1.0)).to(x.dtype)
-        total = (x - (x - step * total).clamp(*bounds)) / step
+        total = natural_residual(x, total, forces, bounds, inputs)
     residual = inputs.norm(total)
     tiny = torch.finfo(torch.float64).tiny
     return Optimality(
@@ -105,3 +103,18 @@ def optimality(
         objective=objective,
         forces=forces,
     )
+
+
+def natural_residual(x: Tensor, g: Tensor, forces: Tensor, bounds: Bounds, space: ItemSpace) -> Tensor:
+    """``(x - P(x - t g)) / t``, zero where the bounds hold x against the gradient g; P projects onto them.
+
+    Args:
+        x: the x, inside the bounds, ``(*batch, *in_shape)``.
+        g: the gradient there.
+        forces: the size of its largest term, per item; t is the norm of x over it, or 1 where that is zero.
+        bounds: lowest and highest value.
+        space: arithmetic on tensors shaped like x.
+    """
+    length = divide(space.norm(x), forces)
+    t = space.broadcast(torch.where(length > 0, length, 1.0)).to(x.dtype)
+    return (x - (x - t * g).clamp(*bounds)) / t

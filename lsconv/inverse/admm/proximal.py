@@ -109,7 +109,7 @@ def poisson_term(A: LinearOperator, y: Tensor, background: float | Tensor, scale
     ndim = len(A.out_shape)
 
     def expected(v: Tensor) -> Tensor:
-        return (v if scale is None else v * scale.to(v.dtype)) + _in(v, background)
+        return (v if scale is None else v * scale.to(v.dtype)) + _as_dtype_of(v, background)
 
     def prox(v: Tensor, rho: Tensor, out: Tensor) -> None:
         if scale is not None:
@@ -118,7 +118,7 @@ def poisson_term(A: LinearOperator, y: Tensor, background: float | Tensor, scale
         root = torch.sqrt(c**2 + 4 * y / rho)
         # the positive root, without cancelling where c < 0
         t = torch.where(c >= 0, (c + root) / 2, 2 * y / rho / (root - c).clamp_min(torch.finfo(v.dtype).tiny))
-        torch.sub(t, _in(v, background), out=out)
+        torch.sub(t, _as_dtype_of(v, background), out=out)
         if scale is not None:
             out.copy_(torch.where(scale > 0, out / scale, v))
 
@@ -151,7 +151,7 @@ def poisson_term(A: LinearOperator, y: Tensor, background: float | Tensor, scale
     )
 
 
-def _in(v: Tensor, value: float | Tensor) -> float | Tensor:
+def _as_dtype_of(v: Tensor, value: float | Tensor) -> float | Tensor:
     return value.to(v.dtype) if isinstance(value, Tensor) else value
 
 

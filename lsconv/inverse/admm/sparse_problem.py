@@ -23,7 +23,7 @@ from lsconv.inverse.admm.operator_step import NormalStep
 from lsconv.inverse.admm.optimality import Optimality, optimality
 from lsconv.inverse.admm.proximal import Bounds, Term, box_term
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
-from lsconv.krylov.loop.judge import norm_from_below
+from lsconv.krylov.loop.certificate import norm_from_below
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -54,6 +54,9 @@ class SparseProblem:
         extended: take the quadratic step on an extended grid where A and the penalties are convolutions; otherwise in
             the operators themselves.
         scale: the diagonal that the data term puts before A, which broadcasts with y; None: ones.
+
+    Attributes:
+        terms_in_step: the number of leading terms, 0 or 1, that the quadratic step treats itself.
     """
 
     def __init__(
@@ -99,16 +102,16 @@ class SparseProblem:
                 raise MethodError(f"{A!r} is no convolution")
             self.step = ExtendedGrid(A, split, self.batch, _DATA_PENALTY["gaussian"])
             self.images = self.step.begin(x0, y, [self._start_penalty(term) for term in self.step.terms])
-            self.skipped = int(self.step.data is not None)
+            self.terms_in_step = int(self.step.data is not None)
         except MethodError:
             x = torch.zeros(*self.batch, *A.in_shape, dtype=A.dtype, device=A.device) if x0 is None else x0.clone()
             if x0 is None:
                 x = A.adjoint(y) / max(self.norms[0], torch.finfo(A.dtype).tiny) ** 2
             # A quadratic data term is not split off unless its rows are weighted.
-            self.skipped = int(gaussian and scale is None)
-            self.step = NormalStep(A if self.skipped else None, y, split[self.skipped :], x)
+            self.terms_in_step = int(gaussian and scale is None)
+            self.step = NormalStep(A if self.terms_in_step else None, y, split[self.terms_in_step :], x)
             self.images = self.step.begin()
-        self.box = None if self.box is None else self.box - self.skipped
+        self.box = None if self.box is None else self.box - self.terms_in_step
 
     def _level(self) -> Tensor:
         """The constant x, per item, whose image is nearest to y, ``(*batch, *in_shape)``."""
@@ -182,7 +185,7 @@ class SparseProblem:
         done = max_iter // 2
         other = self._in_operators(x0=first.x)
         second = other.run(rtol, max_iter - done, callback and (lambda k, x: callback(k + done, x)))
-        duals = [torch.zeros_like(self.y)] * (other.skipped - self.skipped) + second.duals
+        duals = [torch.zeros_like(self.y)] * (other.terms_in_step - self.terms_in_step) + second.duals
         return concatenate(first, replace(second, duals=duals), done)
 
     def _run(
@@ -209,7 +212,7 @@ class SparseProblem:
         dtype = terms[0].operator.dtype
         # A float32 certificate rounds as well, and only decides when the one in double precision is computed.
         rounding = torch.finfo(self.A.dtype).eps * (2 if terms is self.terms_double else 16)
-        kept = [torch.zeros_like(self.y)] * self.skipped + duals
+        kept = [torch.zeros_like(self.y)] * self.terms_in_step + duals
         return optimality(terms, [p.to(dtype) for p in kept[: len(terms)]], x.to(dtype), bounds=self.bounds,
                           norms=self.norms, rounding=rounding)  # fmt: skip
 

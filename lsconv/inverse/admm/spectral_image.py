@@ -41,7 +41,7 @@ class SpectralImage:
 
     def __init__(self, convolution: Convolution, S: FrequencyMatrices, rho: float, blocks: int) -> None:
         self.rho, self.theta = rho, rho / (1 + rho)
-        self.grid, self.back = S.grid, S.H.map(Tensor.resolve_conj)
+        self.grid, self.adjoint_symbol = S.grid, S.H.map(Tensor.resolve_conj)
         m = S.matrices
         self._normal = rho * (m.abs().square().sum(-2, keepdim=True) if S.columns == 1 else m.mH @ m)
         self._curvature = FrequencyMatrices(S.grid, self._normal.to(m.dtype) * (2 * self.theta - 1))
@@ -77,7 +77,7 @@ class SpectralImage:
             spectrum: the spectrum of x.
             y: the data, with zeros outside the outputs.
         """
-        self._data = self.back(self.grid.transform(y)).mul_(self.theta)
+        self._data = self.adjoint_symbol(self.grid.transform(y)).mul_(self.theta)
         self._force = self._curvature(spectrum).add_(self._data, alpha=2)
         for strip in self.strips:
             strip.s = strip.read(x).clone()
@@ -143,7 +143,7 @@ class _Strip:
         shape[self.axis] = narrow
         column = kernel.new_zeros(shape).index_copy_(self.axis, (-taps % narrow).to(kernel.device), part)
         self.S = FrequencyMatrices(self.grid, self.grid.transform(column).movedim((1, 2), (-2, -1)))
-        self.back = self.S.H.map(Tensor.resolve_conj)
+        self.adjoint_symbol = self.S.H.map(Tensor.resolve_conj)
         # zero in the cells that are never written
         self._inputs = kernel.new_zeros(1, blocks, self.S.columns, *self.grid.sizes)
         self._outputs = kernel.new_zeros(1, blocks, self.S.rows, *self.grid.sizes)
@@ -164,7 +164,7 @@ class _Strip:
     def write(self, values: Tensor, x: Tensor) -> None:
         """Add ``C^H values``, for values on the cells of the strip, to x on the grid, in place."""
         self._cells(self._outputs).copy_(values)
-        narrow = self.back.on_grid(self._outputs)
+        narrow = self.adjoint_symbol.on_grid(self._outputs)
         for start, to, count in self.parts:
             x.narrow(self.axis, start, count).add_(narrow.narrow(self.axis, to, count))
 

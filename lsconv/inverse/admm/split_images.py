@@ -107,12 +107,12 @@ class ConvolutionImage(SplitImage):
     def __init__(self, layout: GridLayout, convolution: Convolution, S: FrequencyMatrices) -> None:
         super().__init__(layout, convolution.spatial_out)
         self.S = S
-        self.back = S  # set to the adjoint times 2 rho by :meth:`weigh`
+        self.weighted_adjoint = S  # set to the adjoint times 2 rho by :meth:`weigh`
         self.shape = (convolution.out_shape[0], *layout.grid.sizes)
 
     def weigh(self, weights: Tensor) -> None:
         """Set the factors, 2 rho per block, of :meth:`adjoint_spectrum`."""
-        self.back = FrequencyMatrices(self.S.grid, weights * self.S.matrices.mH)
+        self.weighted_adjoint = FrequencyMatrices(self.S.grid, weights * self.S.matrices.mH)
 
     def normal(self) -> Tensor:
         """``C^H C`` per frequency."""
@@ -125,7 +125,7 @@ class ConvolutionImage(SplitImage):
 
     def adjoint_spectrum(self, r: Tensor) -> Tensor:
         """The spectrum of ``C^H r``, times the factors of :meth:`weigh`."""
-        return self.back(self.layout.grid.transform(self.layout.blocked(r)))
+        return self.weighted_adjoint(self.layout.grid.transform(self.layout.blocked(r)))
 
 
 class IdentityImage(SplitImage):

@@ -6,7 +6,7 @@ cheap surrogate: the tapered data as a circular convolution (:mod:`lsconv.invers
 symbols are matrices, windows of the data, which have the same noise and prior and therefore nearly the same best damp
 (:mod:`lsconv.inverse.damping.subimages`). The search continues with the whole data around the best damp of the
 surrogate until the criterion can hardly be improved, which mostly takes one to three damps. Problems of few unknowns
-are decomposed (:mod:`lsconv.inverse.damping.dense_path`).
+are decomposed (:mod:`lsconv.inverse.damping.decomposed_path`).
 """
 
 from __future__ import annotations
@@ -16,40 +16,24 @@ import math
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import DEFAULT_LIMITS
-from lsconv.border.influence import EXACT_UNKNOWNS, ExactInfluence
-from lsconv.errors import ArgumentError, InputWarning, MethodError, PlanMemoryError, ShapeError, warn
+from lsconv.errors import ArgumentError, InputWarning, ShapeError, warn
 from lsconv.factored.batch_axes import Reduction
-from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.spectrum import norm as spectral_norm
 from lsconv.inverse.damping.decomposed_path import DecomposedPath
-from lsconv.inverse.damping.dense_path import DensePath
-from lsconv.inverse.damping.measured import interpolated, zero_rows
-from lsconv.inverse.damping.paths import DampPath, ExactPath, FilterPath
+from lsconv.inverse.damping.measured import zero_rows
+from lsconv.inverse.damping.path_choice import damp_paths
+from lsconv.inverse.damping.paths import DampPath
 from lsconv.inverse.damping.rules import RULES, WITH_NOISE, WITH_TRACE, Criterion
 from lsconv.inverse.damping.search import PER_DECADE, LocalSearch, Search
 from lsconv.inverse.damping.selection import Selection
-from lsconv.inverse.damping.separable_path import SeparablePath
-from lsconv.inverse.damping.stochastic_paths import BorderPath, SolverPath
-from lsconv.inverse.damping.subimages import as_windows
-from lsconv.inverse.damping.surrogate import TaperedPath
-from lsconv.inverse.damping.weighted_surrogate import (
-    WeightedTaperedPath,
-    constant_weight_in_kernel,
-    weighted_convolution,
-)
-from lsconv.inverse.images.identical_groups import SharedGroups
+from lsconv.inverse.damping.weighted_surrogate import constant_weight_in_kernel
+from lsconv.inverse.images.identical_groups import EqualGroups
 from lsconv.inverse.observation import Observation
-from lsconv.inverse.plans.missing import are_scattered
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
-from lsconv.krylov.loop.problem import accept_operator, prepare
-from lsconv.operators.algebra import Product
+from lsconv.krylov.loop.problem import accept_operator, accept_penalty, prepare
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import real_dtype
-from lsconv.operators.elementary import Mask
-from lsconv.operators.observed import MeasuredRows
 from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import untraced
 
@@ -132,9 +116,7 @@ def choose_damp(
     if trace not in ("auto", "exact", "stochastic"):
         raise ArgumentError(f'trace: expected "auto", "exact" or "stochastic", got {trace!r}')
     A, data, zero = _data(A, y, observed, weights)
-    L = None if L is None else accept_operator(L, name="L").for_dtype(A.dtype)
-    if L is not None and L.in_shape != A.in_shape:
-        raise ShapeError(f"L: maps {L.in_shape}, expected A's in_shape {A.in_shape}")
+    L = None if L is None else accept_penalty(L, A)
     if x_prior is not None:
         A.check_input(x_prior, "x_prior")
         data = data - A.apply(x_prior.detach())
@@ -144,32 +126,34 @@ def choose_damp(
     norm = space.safe_norm(data).double()
     unit = torch.where(norm > 0, norm, 1)
     data = (data / space.broadcast(unit)).expand(*batch, *A.out_shape)
-    shared = SharedGroups.of(A, L)
-    if shared is not None:
-        A, L, data = shared.A, shared.L, shared.split(data)
+    equal = EqualGroups.of(A, L)
+    if equal is not None:
+        A, L, data = equal.A, equal.L, equal.split(data)
     else:
         data = data.unsqueeze(0)
-    path, coarse = _paths(A, data, L, trace, surrogate, count, determinant=rule == "evidence")
+    path, surrogate_path = damp_paths(A, data, L, trace, surrogate, count, determinant=rule == "evidence")
     nullity = (
         path.nullity if isinstance(path, DecomposedPath) else null_dimension(L) * len(data) if rule == "evidence" else 0
     )
     criterion = Criterion(rule, None if noise is None else noise / unit, nullity)
-    scan = _global_search(path if coarse is None else coarse, criterion, exact=coarse is None or coarse.exact)
-    search = scan if coarse is None else _local_search(path, criterion, scan)
+    first_path = path if surrogate_path is None else surrogate_path
+    first_search = _global_search(first_path, criterion, exact=surrogate_path is None or surrogate_path.exact)
+    search = first_search if surrogate_path is None else _local_search(path, criterion, first_search)
     surrogate_curve = None
-    if coarse is not None and rule in ("gcv", "discrepancy", "upre"):
-        surrogate_curve = (scan.sorted()[0].exp(), scan.values() * (path.count / coarse.count * unit.square()))
-    low, high = _range(scan)
+    if surrogate_path is not None and rule in ("gcv", "discrepancy", "upre"):
+        factor = path.data_count / surrogate_path.data_count * unit.square()
+        surrogate_curve = (first_search.sorted()[0].exp(), first_search.values() * factor)
+    low, high = _range(first_search)
     chosen = torch.where(norm > 0, search.best(), high.expand(batch)).exp()
     t, evaluations = search.sorted()
     return Selection(
         rule,
         chosen.to(real_dtype(A.dtype)),
         t.exp(),
-        _in_data_units(criterion, criterion(evaluations, t, path.count)[0], unit, path.count),
+        _in_data_units(criterion, criterion(evaluations, t, path.data_count)[0], unit, path.data_count),
         evaluations.trace_error,
         surrogate_curve,
-        _message(rule, path, coarse, search, norm, low, high),
+        _message(rule, path, surrogate_path is not None, search, norm, low, high),
     )
 
 
@@ -285,104 +269,12 @@ def null_dimension(L: LinearOperator | None) -> int:
     return 0
 
 
-def _paths(
-    A: LinearOperator,
-    y: Tensor,
-    L: LinearOperator | None,
-    trace: str,
-    surrogate: bool,
-    count: Tensor,
-    *,
-    determinant: bool,
-) -> tuple[DampPath, DampPath | None]:
-    """Return the damp path of the whole data, and that of a surrogate; None where the first is cheap or none serves."""
-    embedded = isinstance(A, Convolution) and Embedding.serves(A)
-    if trace != "stochastic" and L is None and embedded:
-        try:
-            most = {} if trace == "exact" else {"max_unknowns": DEFAULT_LIMITS.dense_unknowns}
-            return ExactPath(ExactInfluence(A, **most), y, count), None
-        except PlanMemoryError:
-            if trace == "exact":
-                raise
-    if trace != "stochastic" and L is not None:
-        penalty = FilterPath.penalty(A, L)
-        if penalty is not None:
-            assert isinstance(A, Convolution)
-            return FilterPath(A, y, penalty, count), None
-    border = isinstance(A, Convolution) and BorderPath.serves(A, L)
-    if trace != "stochastic":
-        # The stochastic search is more expensive without a border, and for small volumes, so that more are decomposed.
-        unknowns = DEFAULT_LIMITS.dense_unknowns * (1 if border and len(A.in_shape) < 4 else 2)
-        if DensePath.serves(A, L, EXACT_UNKNOWNS if trace == "exact" else unknowns):
-            return DensePath(A, y, L, _scale(A, L), count), None
-        separable = SeparablePath.where_cheap(A, y, L, count)
-        if separable is not None:
-            return separable, None
-    if trace == "exact":
-        raise MethodError(
-            f'trace: "exact" needs at most {EXACT_UNKNOWNS} unknowns, or a convolution with zero or circular padding, '
-            f'and with L both circular; got {A!r} and L={L!r}; use trace="stochastic"'
-        )
-    coarse: DampPath | None = None
-    unmasked = A if isinstance(A, Convolution) else _unmasked(A)
-    weighted = weighted_convolution(A)
-    if surrogate and weighted is not None and TaperedPath.serves(weighted[1], L):
-        coarse = WeightedTaperedPath(weighted[1], weighted[0], y, L)
-    elif surrogate and unmasked is not None:
-        if TaperedPath.serves(unmasked, L):
-            filled = y if unmasked is A else interpolated(y, A.operators[0].mask)  # type: ignore[attr-defined]
-            coarse = TaperedPath(unmasked, filled, L, determinant=determinant)
-        elif unmasked is A:
-            small = as_windows(A, y, L)
-            coarse = None if small is None else _stochastic(small.A, small.y.flatten(0, 1), small.L)
-    if coarse is None:
-        return _stochastic(A, y, L, count=count), None
-    return _stochastic(A, y, L, coarse.scale, count, local=True), coarse
-
-
-def _stochastic(
-    A: LinearOperator,
-    y: Tensor,
-    L: LinearOperator | None,
-    scale: Tensor | None = None,
-    count: Tensor | None = None,
-    *,
-    local: bool = False,
-) -> BorderPath | SolverPath:
-    """The path with stochastic traces: through the border for a convolution that has one, else by a solver."""
-    scale = _scale(A, L) if scale is None else scale
-    unmasked = A if isinstance(A, Convolution) else _unmasked(A)
-    if unmasked is not None and BorderPath.serves(unmasked, L):
-        missing = None if unmasked is A else ~A.operators[0].mask  # type: ignore[attr-defined]
-        return BorderPath(unmasked, y, scale, L, count, local=local, missing=missing)
-    return SolverPath(A, y, L, scale, count, local=local)
-
-
-def _unmasked(A: LinearOperator) -> Convolution | None:
-    """The convolution under a mask of few missing outputs, the same for all items and groups; else None."""
-    if not isinstance(A, Product) or len(A.operators) != 2 or not isinstance(A.operators[0], Mask):
-        return None
-    unmasked = A.operators[1]
-    if not isinstance(unmasked, Convolution) or not Embedding.serves(unmasked):
-        return None
-    rows = MeasuredRows.of(A)
-    missing = None if rows is None or A.operators[0].batch_shape else rows.missing(unmasked.groups)
-    return unmasked if missing is not None and are_scattered(missing, unmasked.ndim) else None
-
-
-def _scale(A: LinearOperator, L: LinearOperator | None) -> Tensor:
-    """Estimate ``||A|| / ||L||``, or ``||A||`` without L, to about a tenth; norms of zero count as 1."""
-    norms = [spectral_norm(operator, rtol=0.1).double() for operator in (A, L) if operator is not None]
-    sizes = [torch.where(size > 0, size, 1) for size in norms]
-    return sizes[0] if L is None else sizes[0] / sizes[1]
-
-
 def _message(
-    rule: str, path: DampPath, coarse: DampPath | None, search: Search, norm: Tensor, low: Tensor, high: Tensor
+    rule: str, path: DampPath, on_surrogate: bool, search: Search, norm: Tensor, low: Tensor, high: Tensor
 ) -> str:
     """Compose the message of a :class:`Selection`: the kind of search, and the items at an end of the range."""
     how = "no traces needed" if rule not in WITH_TRACE else "exact traces" if path.exact else "stochastic traces"
-    parts = [f"{rule}: {search.count} damps, {how}" + (", searched on a surrogate first" if coarse is not None else "")]
+    parts = [f"{rule}: {search.evaluated} damps, {how}" + (", searched on a surrogate first" if on_surrogate else "")]
     t, zero = search.best(), norm == 0
     width = (high - low) * 1e-3
     at_low, at_high = (t <= torch.maximum(low, search.smallest()) + width) & ~zero, (t >= high - width) & ~zero

@@ -18,9 +18,9 @@ path                    serves                                          trace
 :class:`SolverPath`     everything else                                 stochastic, all probes in one solve
 ======================  ===============================================  =============================================
 
-The third and fourth are in :mod:`lsconv.inverse.damping.dense_path` and
-:mod:`lsconv.inverse.damping.separable_path`, the last two are in :mod:`lsconv.inverse.damping.stochastic_paths`. A
-surrogate of large data, for finding where to look, is :class:`~lsconv.inverse.damping.surrogate.TaperedPath`.
+The third and fourth are in :mod:`lsconv.inverse.damping.decomposed_path`, the last two in
+:mod:`lsconv.inverse.damping.stochastic_paths`. A surrogate of large data, for finding where to look, is
+:class:`~lsconv.inverse.damping.surrogate.TaperedPath`.
 
 All data have one dimension in front of the batch: channels or windows that share a damp, which is summed over.
 """
@@ -77,13 +77,13 @@ class DampPath(Protocol):
     """The interface of a damp path: the quantities of the rules as functions of damp, for one problem.
 
     Attributes:
-        count: number m of measured data, a number or ``batch``; zero rows of A are not measured.
+        data_count: number m of measured data, a number or ``batch``; zero rows of A are not measured.
         batch: batch dimensions.
         scale: norm of A over that of L, up to a small factor: the unit of damp, ``batch``.
         exact: the traces are exact.
     """
 
-    count: int | Tensor
+    data_count: int | Tensor
     batch: tuple[int, ...]
     scale: Tensor
     exact: bool
@@ -106,16 +106,16 @@ class ExactPath:
 
     def __init__(self, influence: ExactInfluence, y: Tensor, count: Tensor) -> None:
         self.influence, self.y = influence, y
-        self.count: int | Tensor = count
+        self.data_count: int | Tensor = count
         A = influence.A
-        self.shared = y.shape[0]
+        self.rhs = y.shape[0]
         self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
         self.scale = influence.scale.expand(self.batch)
 
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
         """Return residual, penalty and trace at ``damp``; see :class:`DampPath`."""
         found = self.influence.at(damp, self.y, slope=slope)
-        all_data = (self.shared, *self.batch)
+        all_data = (self.rhs, *self.batch)
         return Evaluation(
             found.residual_norm_sq.expand(all_data).sum(0),
             found.penalty_norm_sq.expand(all_data).sum(0),
@@ -135,7 +135,7 @@ class FilterPath:
     def __init__(self, A: Convolution, y: Tensor, penalty: Tensor, count: Tensor) -> None:
         self.A = A.to(dtype=double(A.dtype))
         self.y, self.P = y.to(self.A.dtype), penalty
-        self.count: int | Tensor = count
+        self.data_count: int | Tensor = count
         self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
         S, P = double_symbol(self.A, block_circulant(self.A)).matrices, self.P
         norms = frobenius(S).flatten(1).amax(1) / frobenius(P).flatten(1).amax(1)

@@ -47,9 +47,9 @@ class Search:
         self.needs_trace, self.slope = needs_trace, slope
         self.points: list[Tensor] = []
         self.evaluations: list[Evaluation] = []
-        self.count: int = 0 if surrogate_search is None else surrogate_search.count
+        self.evaluated: int = 0 if surrogate_search is None else surrogate_search.evaluated
         self.low = self.high = torch.zeros(())
-        self.open = surrogate_search is not None
+        self.may_extend = surrogate_search is not None
         self.step = 0.25 * _SCAN_STEP  # the half width of the first bracket around the surrogate's damp
         if surrogate_search is not None:
             self.low, self.high = surrogate_search.low, surrogate_search.high
@@ -66,7 +66,7 @@ class Search:
         e = self.path.evaluate(damp, slope=self.slope or slope, trace=self.needs_trace)
         self.points.append(t)
         self.evaluations.append(Evaluation(*(getattr(e, f.name).expand(batch) for f in fields(Evaluation))))
-        self.count += 1
+        self.evaluated += 1
 
     def scan(self, low: Tensor, high: Tensor, points: int) -> None:
         """Evaluate a grid from ``high`` down to ``low``."""
@@ -99,7 +99,7 @@ class Search:
     def _curve(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """The points, the criterion there (infinite where it is not finite), and the root function if there is one."""
         t, e = self.sorted()
-        values, root = self.criterion(e, t, self.path.count)
+        values, root = self.criterion(e, t, self.path.data_count)
         values = torch.where(torch.isfinite(values), values, torch.inf)
         return t, values, None if root is None else root.nan_to_num(0.0)
 
@@ -203,7 +203,7 @@ class Search:
 
     def _extension(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The next point where the best one is the smallest so far, and where it is the largest."""
-        if self.open:
+        if self.may_extend:
             return torch.maximum(t[0] - self.step, self.low), torch.minimum(t[-1] + self.step, self.high)
         return 0.5 * (t[0] + t[1]), 0.5 * (t[-1] + t[-2])
 
@@ -223,7 +223,7 @@ class LocalSearch(Search):
 
     def __init__(self, path: DampPath, criterion: Criterion, *, needs_trace: bool, surrogate_search: Search) -> None:
         super().__init__(path, criterion, needs_trace=needs_trace, slope=False)
-        self.low, self.high, self.count = surrogate_search.low, surrogate_search.high, surrogate_search.count
+        self.low, self.high, self.evaluated = surrogate_search.low, surrogate_search.high, surrogate_search.evaluated
         self.root_values: list[Tensor] = []
         self.next_point = surrogate_search.best().expand(path.batch)
         # The curvature of the whole problem is nearly that of the surrogate.
@@ -234,20 +234,20 @@ class LocalSearch(Search):
 
     def _root_value(self, path: DampPath, t: Tensor) -> Tensor:
         e = path.evaluate(t.exp(), slope=True, trace=self.needs_trace)
-        return self.criterion.root_function(e, t, path.count).expand(self.path.batch)
+        return self.criterion.root_function(e, t, path.data_count).expand(self.path.batch)
 
     def run(self) -> None:
         """Evaluate until the predicted gain is within the tolerance, at most as often as a scan would."""
         for _ in range(round(float((self.high - self.low).max()) / _SCAN_STEP)):
             self.add(self.next_point, slope=self.criterion.needs_slope)
             self.root_values.append(
-                self.criterion.root_function(self.evaluations[-1], self.points[-1], self.path.count)
+                self.criterion.root_function(self.evaluations[-1], self.points[-1], self.path.data_count)
             )
             zero = self.evaluations[0].residual_norm_sq == 0  # for data of zero every damp gives the same answer
-            if bool((zero | (self._next() <= 2 * TOLERANCE)).all()):
+            if bool((zero | (self._advance() <= 2 * TOLERANCE)).all()):
                 return
 
-    def _next(self) -> Tensor:
+    def _advance(self) -> Tensor:
         """Set :attr:`next_point` to the expected zero, and return the predicted gain of the criterion, ``batch``."""
         t, order = torch.stack(self.points).sort(0)
         rises = torch.stack(self.root_values).gather(0, order)

@@ -8,7 +8,6 @@ the curves are smooth.
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -17,11 +16,11 @@ from torch import Tensor
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
 from lsconv.border.normal_problem import Request
 from lsconv.border.penalty import Penalty, as_convolutions, common_grid_filters
-from lsconv.errors import ConvergenceWarning, MethodError
+from lsconv.errors import MethodError, unreported
 from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.damping.paths import TOLERANCE, Evaluation
-from lsconv.inverse.plans.weighted import WeightedPlan
+from lsconv.inverse.plans.normal_iteration import WeightedPlan
 from lsconv.inverse.route import penalty_plan, route
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.operators.base import LinearOperator
@@ -42,7 +41,7 @@ class _StochasticPath:
 
     Args:
         A: the operator.
-        y: data ``(shared, *batch, *out_shape)``; those along the first dimension share a damp.
+        y: data ``(rhs, *batch, *out_shape)``; those along the first dimension share a damp.
         count: number of measured data, ``batch``; None: all.
         local: the path is for a local search.
         probes: the number of probes; None: by the number of data.
@@ -61,8 +60,8 @@ class _StochasticPath:
     ) -> None:
         self.A, self.y = A, y
         self.space = ItemSpace(A.out_shape, A.dtype, A.device)
-        self.shared = y.shape[0]
-        self.count: int | Tensor = A.out_numel * self.shared if count is None else count
+        self.rhs = y.shape[0]
+        self.data_count: int | Tensor = A.out_numel * self.rhs if count is None else count
         self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
         self.local = local
         self._draw(_probe_count(_PROBE_ENTRIES // 4 if local else _PROBE_ENTRIES, A) if probes is None else probes)
@@ -90,10 +89,10 @@ class _StochasticPath:
         """Solve for data and probes; as one batch if there is one item, which saves calls."""
         if math.prod(self.batch) > 1 or len(self.probes) == 1:
             return self._solve(damp, self.y, "data"), self._solve(damp, self.probes, "probes", rough=True)
-        many = self.y.shape[0]
+        data_rhs = self.y.shape[0]
         right = torch.cat([self.y, self.probes.expand(-1, *self.batch, *self.A.out_shape)])
         r, penalty = self._solve(damp, right, "both")
-        return (r[:many], penalty[:many]), (r[many:], penalty[many:])
+        return (r[:data_rhs], penalty[:data_rhs]), (r[data_rhs:], penalty[data_rhs:])
 
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
         """Return residual, penalty and trace at ``damp``; see :class:`DampPath`."""
@@ -102,16 +101,16 @@ class _StochasticPath:
         if probed is not None:
             rv, _ = probed
             free = self.space.inner(self.probes.expand_as(rv), rv).double()
-            influence = self.shared * (self.A.out_numel - free.mean(0))
+            influence = self.rhs * (self.A.out_numel - free.mean(0))
             # d(I - H)/dlog mu = (I - H) - (I - H)^2
-            change = self.shared * (self.space.norm(rv).double().square() - free).mean(0)
+            change = self.rhs * (self.space.norm(rv).double().square() - free).mean(0)
             probes = free.shape[0]
             if probes >= 8:
-                error = self.shared * free.std(0) / probes**0.5
+                error = self.rhs * free.std(0) / probes**0.5
             else:  # the variance is at most 2 ||I - H||_F^2 <= 2 tr(I - H)
-                error = self.shared * (2 * free.mean(0).clamp_min(0) / probes).sqrt()
+                error = self.rhs * (2 * free.mean(0).clamp_min(0) / probes).sqrt()
             if self.local and 2 * probes <= _probe_count(4 * _PROBE_ENTRIES, self.A):
-                uncertain = error > 0.01 * (self.count - influence)
+                uncertain = error > 0.01 * (self.data_count - influence)
                 if bool((uncertain & (self.space.norm(self.y).amax(0) > 0)).any()):
                     self._draw(2 * probes)
                     return self.evaluate(damp, slope=slope, trace=trace)
@@ -137,7 +136,7 @@ class BorderPath(_StochasticPath):
 
     Args:
         A: the convolution.
-        y: data ``(shared, *batch, *out_shape)``.
+        y: data ``(rhs, *batch, *out_shape)``.
         scale: norm of A over that of L.
         L: the penalty.
         count: number of measured data, ``batch``; None: all.
@@ -194,16 +193,16 @@ class BorderPath(_StochasticPath):
         smallest = float(damp.min())
         if torch.finfo(self.A.dtype).bits == 32 and smallest > self.double_below:
             if self.L is None:
-                enough = bool((damp**2 >= 1e-5 * self.scale.square()).all())
-                inverse = self._inverse(self.A, None, damp) if enough else None
+                well_conditioned = bool((damp**2 >= 1e-5 * self.scale.square()).all())
+                inverse = self._inverse(self.A, None, damp) if well_conditioned else None
             else:
                 inverse = self._inverse(self.A, self.L, damp)
                 # The bound is valid for definite forms only, not for the saddle form.
                 largest = frobenius(inverse.inverse.matrices).amax()
-                enough = inverse.form != "saddle" and bool(
+                well_conditioned = inverse.form != "saddle" and bool(
                     largest * inverse.norm_squared_bound.amax() * torch.finfo(torch.float32).eps < 2 * TOLERANCE
                 )
-            if inverse is not None and enough:
+            if inverse is not None and well_conditioned:
                 return self.A, self.L, inverse
             self.double_below = smallest
         return self.precise, self.precise_L, self._inverse(self.precise, self.precise_L, damp)
@@ -284,8 +283,7 @@ class SolverPath(_StochasticPath):
         if isinstance(plan, WeightedPlan):
             x = plan.approximate(y, 10 * TOLERANCE)
         else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
+            with unreported():
                 x = plan.solve(y, rtol=TOLERANCE if rough else 0.1 * TOLERANCE).x
         Lx = x if self.L is None else self.L.apply(x)
         return y - self.A.apply(x), _norm_sq(Lx, self.A.in_shape if self.L is None else self.L.out_shape)

@@ -62,14 +62,14 @@ def as_windows(A: Convolution, y: Tensor, L: LinearOperator | None, data: int = 
             first + (count // 2 - size) // 2, first + count // 2 + (count // 2 - size) // 2]  # fmt: skip
         starts.append(middles)
         sizes.append(size)
-    fraction = math.prod(len(places) * size for places, size in zip(starts, sizes, strict=True)) / math.prod(
+    fraction = math.prod(len(firsts) * size for firsts, size in zip(starts, sizes, strict=True)) / math.prod(
         A.spatial_out
     )
     if 2 * fraction > 1:
         return None
     parts = []
     lead = y.ndim - A.ndim
-    for corner in torch.cartesian_prod(*(torch.tensor(places) for places in starts)).reshape(-1, A.ndim).tolist():
+    for corner in torch.cartesian_prod(*(torch.tensor(firsts) for firsts in starts)).reshape(-1, A.ndim).tolist():
         part = y
         for a, (start, size) in enumerate(zip(corner, sizes, strict=True)):
             part = part.narrow(lead + a, start, size)

@@ -24,6 +24,7 @@ import math
 import torch
 from torch import Tensor
 
+from lsconv.fourier.frequency_matrices import Grid
 from lsconv.inverse.damping.paths import Evaluation
 from lsconv.operators.algebra import Scaled, VStack
 from lsconv.operators.base import LinearOperator
@@ -48,7 +49,7 @@ class TaperedPath:
 
     Args:
         A: a convolution with stride 1 and one input and output channel a group; see :meth:`serves`.
-        y: data ``(shared, *batch, *out_shape)``; those along the first dimension share a damp.
+        y: data ``(rhs, *batch, *out_shape)``; those along the first dimension share a damp.
         L: the penalty.
         determinant: compute the determinant, which is half of the work of an evaluation.
     """
@@ -68,20 +69,16 @@ class TaperedPath:
         # The mean of the tapered data is subtracted, because its spectrum would leak into other frequencies.
         level = (inner * weight).sum(tuple(range(-ndim, 0)), keepdim=True) / weight.sum()
         spectrum = (inner - level) * weight * (math.prod(grid) / weight.square().sum()).sqrt()
-        self.real = not A.is_complex
-        dims = tuple(range(-ndim, 0))
-        transform = torch.fft.rfftn if self.real else torch.fft.fftn
-        power = transform(spectrum, grid, dim=dims).abs().double().square().sum(0) / math.prod(grid)
-        weights = torch.ones(power.shape[-ndim:], dtype=torch.float64, device=power.device)
-        if self.real:
-            weights[..., 1 : (grid[-1] + 1) // 2] = 2
+        transformed = _transform(spectrum, grid, real=not A.is_complex)
+        power = transformed.abs().double().square().sum(0) / math.prod(grid)
+        weights = Grid(grid, real=not A.is_complex).weights(power.device, torch.float64)
         found = self.symbol_power(A, A.ndim, grid)
         assert found is not None
         penalty = self.symbol_power(L, A.ndim, grid)
         assert penalty is not None
-        self.shared, self.ndim = y.shape[0], ndim
+        self.rhs, self.ndim = y.shape[0], ndim
         self._ratios(found, penalty, power, weights)
-        self.count: int | Tensor = y.shape[0] * A.out_shape[0] * math.prod(grid)
+        self.data_count: int | Tensor = y.shape[0] * A.out_shape[0] * math.prod(grid)
         scale = (found.flatten(-ndim - 1).amax(-1) / penalty.amax()).sqrt()
         self.scale = scale.expand(self.batch)
 
@@ -103,7 +100,6 @@ class TaperedPath:
         if operator is None:
             return torch.ones((), dtype=torch.float64)
         real = not operator.dtype.is_complex
-        dims = tuple(range(-ndim, 0))
         if isinstance(operator, Identity) and len(operator.in_shape) == ndim + 1:
             return torch.ones((), dtype=torch.float64, device=operator.device)
         if isinstance(operator, Scaled):
@@ -114,7 +110,7 @@ class TaperedPath:
             return None if any(part is None for part in parts) else sum(p for p in parts if p is not None)  # type: ignore[return-value]
         if isinstance(operator, (Gradient, Laplacian)) and operator.ndim == ndim and len(operator.in_shape) == ndim + 1:
             kernels = operator.kernels.reshape(-1, *operator.kernels.shape[-ndim:]).double()
-            return _transform(kernels, grid, dims, real=real).abs().square().sum(0)
+            return _transform(kernels, grid, real=real).abs().square().sum(0)
         if isinstance(operator, Convolution) and operator.ndim == ndim and set(operator.stride) == {1}:
             if not operator.in_shape[0] == operator.out_shape[0] == operator.groups:
                 return None
@@ -124,9 +120,9 @@ class TaperedPath:
                 if step > 1:
                     shape = list(kernel.shape)
                     shape[axis] = size
-                    places = torch.arange(0, size, step, device=kernel.device)
-                    kernel = kernel.new_zeros(shape).index_copy(axis % kernel.ndim, places, kernel)
-            return _transform(kernel, grid, dims, real=real).abs().square()
+                    taps = torch.arange(0, size, step, device=kernel.device)
+                    kernel = kernel.new_zeros(shape).index_copy(axis % kernel.ndim, taps, kernel)
+            return _transform(kernel, grid, real=real).abs().square()
         return None
 
     def _ratios(self, s: Tensor, p: Tensor, power: Tensor, weights: Tensor) -> None:
@@ -158,11 +154,11 @@ class TaperedPath:
         return Evaluation(
             total(self.power * f.square()),
             total(fitted),
-            self.shared * total(self.number * (1 - f)),
+            self.rhs * total(self.number * (1 - f)),
             torch.zeros_like(unknown),
-            self.shared * logdet,
+            self.rhs * logdet,
             total(-2 * fitted / (self.q + mu)) if slope else unknown,
-            self.shared * total(-self.number * f * (1 - f)) if slope else unknown,
+            self.rhs * total(-self.number * f * (1 - f)) if slope else unknown,
         )
 
 
@@ -186,8 +182,8 @@ def taper(sizes: tuple[int, ...], A: Convolution) -> Tensor:
     real = A.weight.real.dtype
     weight = torch.ones((), dtype=real, device=A.device)
     for n in sizes:
-        place = (torch.arange(n, dtype=torch.float64, device=A.device) + 0.5) / n
-        edge = torch.minimum(place, 1 - place) / (0.5 * _TAPER[A.ndim])
+        position = (torch.arange(n, dtype=torch.float64, device=A.device) + 0.5) / n
+        edge = torch.minimum(position, 1 - position) / (0.5 * _TAPER[A.ndim])
         window = torch.where(edge < 1, 0.5 - 0.5 * torch.cos(math.pi * edge.clamp_max(1)), 1)
         if MODES[A.padding_mode].periodic:
             window = torch.ones_like(window)
@@ -195,5 +191,7 @@ def taper(sizes: tuple[int, ...], A: Convolution) -> Tensor:
     return weight
 
 
-def _transform(kernel: Tensor, grid: tuple[int, ...], dims: tuple[int, ...], *, real: bool) -> Tensor:
-    return torch.fft.rfftn(kernel, grid, dim=dims) if real else torch.fft.fftn(kernel, grid, dim=dims)
+def _transform(values: Tensor, grid: tuple[int, ...], *, real: bool) -> Tensor:
+    """The transform of values that are padded with zeros to the grid."""
+    dims = tuple(range(-len(grid), 0))
+    return torch.fft.rfftn(values, grid, dim=dims) if real else torch.fft.fftn(values, grid, dim=dims)

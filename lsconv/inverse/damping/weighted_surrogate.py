@@ -6,9 +6,9 @@ squared kernel. The fit
 
 .. math:: A x \approx F^{-1} \frac{\omega s^2}{\omega s^2 + \mu p^2} F \frac{w}{\omega} y
 
-is computed for a few values of :math:`\omega`, and interpolated between them datum by datum. A datum of more weight
-than the mean is a perturbation of rank one, treated by the Sherman-Morrison formula: its fit and its influence are
-divided by :math:`1 + (w - \omega)_+ h`, where :math:`\omega h` is the mean of the fraction over the frequencies.
+is computed for a few values of :math:`\omega`, and interpolated between them datum by datum. Let :math:`\omega h` be
+the mean of the fraction over the frequencies. A datum whose weight w exceeds :math:`\omega` is a perturbation of rank
+one: by the formula of Sherman and Morrison its fit and its influence are divided by :math:`1 + (w - \omega) h`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ import math
 import torch
 from torch import Tensor
 
+from lsconv.fourier.frequency_matrices import Grid
 from lsconv.inverse.damping.paths import Evaluation
 from lsconv.inverse.damping.surrogate import TaperedPath, taper, without_padding
 from lsconv.operators.algebra import Product
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.elementary import Diagonal, Mask
+from lsconv.operators.elementary import Mask
 from lsconv.operators.fft_convolution import good_fft_length
+from lsconv.operators.observed import MeasuredRows
 
 __all__ = ["WeightedTaperedPath", "constant_weight_in_kernel", "weighted_convolution"]
 
@@ -39,7 +41,7 @@ class WeightedTaperedPath:
     Args:
         A: a convolution that :class:`TaperedPath` serves.
         diagonal: the roots of the weights, ``(*batch, *A.out_shape)``.
-        y: data of the weighted operator, ``(shared, *batch, *A.out_shape)``, summed over the first dimension.
+        y: data of the weighted operator, ``(rhs, *batch, *A.out_shape)``, summed over the first dimension.
         L: the penalty.
     """
 
@@ -54,31 +56,27 @@ class WeightedTaperedPath:
         w = diagonal.abs().square().double()
         z = torch.where(w > 0, diagonal.conj() * y / torch.where(w > 0, w, 1), 0)
         sizes = tuple(y.shape[-ndim:])
-        self.grid = tuple(good_fft_length(size) for size in sizes)
-        self.dims = tuple(range(-ndim, 0))
-        self.real = not A.is_complex
+        self.grid = Grid(tuple(good_fft_length(size) for size in sizes), real=not A.is_complex)
+        self.dims = self.grid.dims
         window = taper(sizes, A).double()
         total_weight = (w * window).sum(self.dims, keepdim=True)
         level = (z * w * window).sum(self.dims, keepdim=True) / torch.where(total_weight > 0, total_weight, 1)
         z = (z - level) * window * (math.prod(sizes) / window.square().sum()).sqrt()
-        extra = [n for g, m in zip(reversed(self.grid), reversed(sizes), strict=True) for n in (0, g - m)]
+        extra = [n for g, m in zip(reversed(self.grid.sizes), reversed(sizes), strict=True) for n in (0, g - m)]
         self.z, self.w = (torch.nn.functional.pad(t, extra) for t in (z, w))
-        self.count: int | Tensor = y.shape[0] * self._sum((self.w > 0).double()).sum(-1)
-        self.shared = y.shape[0]
-        power, penalty = (TaperedPath.symbol_power(operator, ndim, self.grid) for operator in (A, L))
+        self.data_count: int | Tensor = y.shape[0] * self._sum((self.w > 0).double()).sum(-1)
+        self.rhs = y.shape[0]
+        power, penalty = (TaperedPath.symbol_power(operator, ndim, self.grid.sizes) for operator in (A, L))
         squared_kernel_symbol = TaperedPath.symbol_power(
-            A.with_parameters([A.weight.detach().abs().square().to(A.dtype)]), ndim, self.grid
+            A.with_parameters([A.weight.detach().abs().square().to(A.dtype)]), ndim, self.grid.sizes
         )
         assert power is not None
         assert penalty is not None
         assert squared_kernel_symbol is not None
         self.s, self.p = power, penalty
-        number = torch.ones(power.shape[-ndim:], dtype=torch.float64, device=y.device)
-        if self.real:
-            number[..., 1 : (self.grid[-1] + 1) // 2] = 2
-        self.number = number / math.prod(self.grid)
-        mean = self._inverse_transform(
-            self._transform(self.w.to(self.z.dtype))
+        self.number = self.grid.weights(y.device, torch.float64) / math.prod(self.grid.sizes)
+        mean = self.grid.inverse(
+            self.grid.transform(self.w.to(self.z.dtype))
             * squared_kernel_symbol
             / squared_kernel_symbol.flatten(-ndim)[..., 0].reshape(*squared_kernel_symbol.shape[:-ndim], *(1,) * ndim)
         )
@@ -87,19 +85,11 @@ class WeightedTaperedPath:
         low = min(high, max(_RATIO**-7 * high, float(self.mean_weights.min())))
         steps = math.ceil(math.log(high / low) / math.log(_RATIO)) if high > 0 else 0
         self.levels = [low * (high / low) ** (k / max(1, steps)) for k in range(steps + 1)]
-        place = (self.mean_weights.clamp(low, high) / low).log() * (steps / math.log(high / low) if steps else 0)
-        self.interpolation = [(1 - (place - k).abs()).clamp_min(0) for k in range(steps + 1)]
-        self.spectrum = self._transform(self.w * self.z / torch.where(self.mean_weights > 0, self.mean_weights, 1))
+        position = (self.mean_weights.clamp(low, high) / low).log() * (steps / math.log(high / low) if steps else 0)
+        self.interpolation = [(1 - (position - k).abs()).clamp_min(0) for k in range(steps + 1)]
+        self.spectrum = self.grid.transform(self.w * self.z / torch.where(self.mean_weights > 0, self.mean_weights, 1))
         size = (self.w.mean(self.dims) * self.s.flatten(-ndim).amax(-1)).amax(-1)
         self.scale = (size / penalty.amax()).sqrt().expand(self.batch)
-
-    def _transform(self, z: Tensor) -> Tensor:
-        return torch.fft.rfftn(z, dim=self.dims) if self.real else torch.fft.fftn(z, dim=self.dims)
-
-    def _inverse_transform(self, z: Tensor) -> Tensor:
-        if self.real:
-            return torch.fft.irfftn(z, self.grid, dim=self.dims)
-        return torch.fft.ifftn(z, dim=self.dims)
 
     def _sum(self, values: Tensor) -> Tensor:
         """Sum over the pixels."""
@@ -116,10 +106,10 @@ class WeightedTaperedPath:
             denominator = level * self.s + over * self.p
             f = self.s / torch.where(denominator > 0, denominator, 1)
             f_slope = -f * over * self.p / torch.where(denominator > 0, denominator, 1)
-            fit = fit + share * self._inverse_transform(level * f * self.spectrum)
+            fit = fit + share * self.grid.inverse(level * f * self.spectrum)
             h = h + share * (f * self.number).sum(self.dims, keepdim=True)
             if slope:
-                change = change + share * self._inverse_transform(level * f_slope * self.spectrum)
+                change = change + share * self.grid.inverse(level * f_slope * self.spectrum)
                 h_slope = h_slope + share * (f_slope * self.number).sum(self.dims, keepdim=True)
         excess = (self.w - self.mean_weights).clamp_min(0)
         divisor = 1 + excess * h
@@ -135,11 +125,11 @@ class WeightedTaperedPath:
         return Evaluation(
             total((self.w * r.abs().square()).sum(0)),
             total((self.w * (r.conj() * fit).real).sum(0)).clamp_min(0) / mu,
-            self.shared * total(self.w * h / divisor),
+            self.rhs * total(self.w * h / divisor),
             torch.zeros_like(unknown),
             unknown,
             -residual_rise / mu.square() if slope else unknown,
-            self.shared * total(self.w * h_slope / divisor.square()) if slope else unknown,
+            self.rhs * total(self.w * h_slope / divisor.square()) if slope else unknown,
         )
 
 
@@ -150,7 +140,7 @@ def constant_weight_in_kernel(A: LinearOperator) -> LinearOperator:
         A: any operator; it is returned unchanged unless it is such a diagonal times a convolution.
     """
     weighted = weighted_convolution(A)
-    if weighted is None:
+    if weighted is None or (isinstance(A, Product) and all(isinstance(row, Mask) for row in A.operators[:-1])):
         return A
     diagonal, core = weighted
     items = diagonal.flatten(diagonal.ndim - len(core.out_shape))
@@ -169,8 +159,8 @@ def constant_weight_in_kernel(A: LinearOperator) -> LinearOperator:
 
 
 def weighted_convolution(A: LinearOperator) -> tuple[Tensor, Convolution] | None:
-    """Split a diagonal times a convolution into both; None for any other operator."""
-    if not isinstance(A, Product) or len(A.operators) != 2 or not isinstance(A.operators[0], Diagonal):
+    """Split masks and diagonals times a convolution into the factors of its outputs and itself; else None."""
+    rows = MeasuredRows.of(A)
+    if rows is None or not isinstance(rows.core, Convolution) or rows.core.out_shape != A.out_shape:
         return None
-    core = A.operators[1]
-    return (A.operators[0].diagonal.detach(), core) if isinstance(core, Convolution) else None
+    return rows.scale, rows.core

@@ -19,12 +19,12 @@ from lsconv.inverse.functions.square import square_slogdet
 from lsconv.inverse.functions.stochastic import Estimate, Probes, log_determinant, trace_of_inverse
 from lsconv.inverse.functions.triangular import triangular_factor
 from lsconv.krylov.gradients.parameters import any_requires_grad, parameters_of
-from lsconv.krylov.loop.problem import accept_operator
+from lsconv.krylov.loop.problem import accept_operator, accept_penalty
 from lsconv.operators.algebra import Adjoint, Product
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import real_dtype
+from lsconv.operators.dtypes import double, real_dtype
 from lsconv.operators.elementary import Crop, Mask
 from lsconv.operators.transforms import hidden_by_vmap, untraced
 
@@ -58,7 +58,7 @@ def logdet(
     probes live on the border alone, and all else stays exact.
 
     Differentiable by damp and by every tensor A and L are made of, in reverse and forward mode and under vmap; exact
-    values twice and more, estimates once.
+    values any number of times, estimates once.
 
     Args:
         A: an operator; also a matrix, or a SciPy LinearOperator.
@@ -111,8 +111,9 @@ def trace_inverse(
 ) -> Any:
     r"""The trace of the inverse of the normal operator, :math:`\operatorname{tr}(A^HA + \mathrm{damp}^2 L^HL)^{-1}`.
 
-    Times the variance of the noise it is the sum of the posterior variances of x. Exact where :func:`logdet` is, whose
-    derivative by a shift it is. Estimates probe all unknowns.
+    Times the variance of the noise it is the sum of the posterior variances of x. It is the derivative of
+    :func:`logdet` by a shift of the normal operator, and exact wherever that is. Estimates use random vectors of all
+    unknowns.
 
     Args:
         A, damp, L, exact, probes, generator, return_error: as for :func:`logdet`.
@@ -169,7 +170,7 @@ def slogdet(A: Any) -> SignAndLog:
     if A.in_numel != A.out_numel:
         raise ShapeError(f"A: expected a square operator, got {A.in_shape} -> {A.out_shape}; logdet(A, damp) takes it")
     real_dtype(A.dtype)
-    A_double = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
+    A_double = A.to(dtype=double(A.dtype))
     found = square_slogdet(A_double) if isinstance(A_double, Convolution) else None
     if found is None:
         if A.in_numel > EXACT_UNKNOWNS:
@@ -212,12 +213,9 @@ def _problem(A: Any, damp: float | Tensor, L: Any) -> _Problem:
     strength = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
     if not hidden_by_vmap(strength) and not bool(((strength > 0) & torch.isfinite(strength)).all()):
         raise ArgumentError(f"damp: expected finite positive numbers, got {damp}")
-    if L is not None:
-        L = accept_operator(L, name="L").for_dtype(A.dtype)
-        if L.in_shape != A.in_shape:
-            raise ShapeError(f"L: maps {L.in_shape}, expected A's in_shape {A.in_shape}")
-    double = torch.complex128 if A.is_complex or (L is not None and L.is_complex) else torch.float64
-    A, L = A.to(dtype=double), None if L is None else L.to(dtype=double)
+    L = None if L is None else accept_penalty(L, A)
+    precise = torch.complex128 if A.is_complex or (L is not None and L.is_complex) else torch.float64
+    A, L = A.to(dtype=precise), None if L is None else L.to(dtype=precise)
     try:
         batch = tuple(broadcast_shapes(A.batch_shape, strength.shape, *(() if L is None else (L.batch_shape,))))
     except RuntimeError:

@@ -15,7 +15,7 @@ from lsconv.krylov.lanczos import Lanczos
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import real_dtype
+from lsconv.operators.dtypes import double, real_dtype
 from lsconv.operators.transforms import untraced
 
 __all__ = ["leading_vector", "norm"]
@@ -67,7 +67,7 @@ def norm(A: LinearOperator, *, rtol: float | None = None, max_iter: int = 500) -
         v = leading_vector(A, rtol=rtol, max_iter=max_iter)
         return torch.linalg.vector_norm(A.apply(v).flatten(len(A.batch_shape)), dim=-1)
     assert isinstance(A, Convolution)
-    A_double = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
+    A_double = A.to(dtype=double(A.dtype))
     values = singular_values_by_frequency(symbol(A_double, embedding).matrices)
     return values.reshape(*embedding.batch_shape, -1).amax(-1).to(dtype)
 

@@ -2,5 +2,5 @@
 
 ``deconvolve`` is the entry point; ``blur`` and ``point_spread`` make the operator, ``image_layout`` names the axes,
 ``image_noise`` and ``saturation`` describe how well each pixel was measured; ``restoration`` solves under each prior,
-with ``image_tikhonov`` and ``identical_groups`` for the quadratic ones.
+and for ``identical_groups`` once.
 """

@@ -14,7 +14,7 @@ from lsconv.errors import MethodError
 from lsconv.factored.batch_axes import Reduction
 from lsconv.inverse.images.blur import blur_operator, level_for_mean
 from lsconv.inverse.images.image_layout import Layout
-from lsconv.inverse.images.image_noise import Measurement, NoiseModel, check_meaning
+from lsconv.inverse.images.image_noise import Measurement, NoiseModel, check_units
 from lsconv.inverse.images.point_spread import Origin, normalised, origin_of
 from lsconv.inverse.images.restoration import Bounds, Denoiser, Regularisation, Restoration
 from lsconv.krylov.gradients.parameters import any_requires_grad
@@ -79,9 +79,10 @@ def deconvolve(
     cut off, bools as float32. Images of 32 and more bits are solved in float64 (except float32, complex64), others in
     float32.
 
-    NaN, and masked entries of a ``numpy.ma`` array, are missing pixels: they have no say, the answer has values there,
-    and an :class:`~lsconv.errors.InputWarning` counts them. ``(..., H, W, 3)`` under a PSF of two axes, with neither
-    ``channels`` nor ``ndim`` given, is taken for colours; other shapes that can be read in two ways are refused.
+    NaN, and masked entries of a ``numpy.ma`` array, are missing pixels: they do not enter the misfit, the restored
+    image has values there, and an :class:`~lsconv.errors.InputWarning` counts them. ``(..., H, W, 3)`` under a PSF of
+    two axes, with neither ``channels`` nor ``ndim`` given, is taken for colours; other shapes that can be read in two
+    ways are refused.
 
     The differences of natural images are closer to white than their values are, which the rules for damp assume: with
     "gradient" the damp of "gcv" comes within 0.2 dB of the best one on the benchmark's scenes, with "tikhonov" it is
@@ -116,14 +117,15 @@ def deconvolve(
         observed: True where pixels were measured, bool, of the image's shape or its spatial size. Other pixels are
             missing, as NaN and masked ones are.
         weights: the weights of the squares, >= 0, a map like the image or of its spatial size; pixels of weight 0 are
-            missing. Of Gaussian noise, without a map of ``noise_std``.
+            missing. Only with Gaussian noise, and without a map of ``noise_std``.
         saturated: the grey level from which pixels are saturated, and missing; "auto" for the largest value of an image
             of integers, where so many pixels have it that it is a plateau, with an InputWarning that says so.
         one_sided: saturated pixels are not missing: the blurred scene is at least as bright as that level there
             (``at_least`` of :func:`lsconv.tikhonov`). Not with Poisson noise or a denoiser.
-        background: light without the scene, b: a number or a map; taken from nothing, since the model has it.
+        background: the light b that does not come from the scene, a number or a map; it is part of the model, so do not
+            subtract it from the image.
         gain: grey levels per photon, of Poisson noise; a number or a map.
-        offset: grey level of no light; a number or a map.
+        offset: the grey level that the camera gives without light; a number or a map.
         read_noise: standard deviation of the camera's noise beside the photons' own, in photons; a number or a map.
         origin: the PSF's centre: "center" (its pixel ``size // 2``), "peak", "centroid", or an index with one entry per
             axis; ``(0, ...)`` for a causal response, which may be as long as the record.
@@ -135,7 +137,7 @@ def deconvolve(
             by the PSF less one, ``size - 1 - origin`` of it before the image's first pixel.
         error_bars: put the standard deviation of every pixel into ``Solution.std``, in floating point and the image's
             units, for the noise and the prior that damp stands for (:func:`lsconv.posterior_std`): exact up to 4096
-            unknowns, else from 64 samples, or as many as are asked for. Of "tikhonov" and "gradient".
+            unknowns, else from 64 samples, or as many as are asked for. Only with prior "tikhonov" or "gradient".
         options: further options of the solver behind it (rtol, max_iter, ...).
 
     Returns:
@@ -188,13 +190,13 @@ def deconvolve(
             )
     regularisation = regularisation.resolved(A, measured)
     scale = float(kernel.detach().flatten(-layout.ndim).sum(-1).mean())
-    check_meaning(measured.measured_values(), regularisation.bounds, noise_std, scale)
+    check_units(measured.measured_values(), regularisation.bounds, noise_std, scale)
     crop = crop or boundary != "unknown"  # the field has the size of the image
     # the first pixel of the image, in the field
     first = [k - 1 - c if boundary == "unknown" else 0 for k, c in zip(A.kernel_size, centre, strict=True)]
     if crop and isinstance(A, Convolution) and not any_requires_grad(kernel):
         A, first = _without_margins(A, first, size)
-    mean = measured.certain().mean(tuple(range(-A.ndim, 0)))
+    mean = measured.without_lower_bounds().mean(tuple(range(-A.ndim, 0)))
     restoration = Restoration(A, measured, level_for_mean(A, mean), regularisation)
     solution = restoration.solve()
     x, std = solution.x, None

@@ -10,11 +10,11 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient, Laplacian
 
-__all__ = ["SharedGroups"]
+__all__ = ["EqualGroups"]
 
 
 @dataclass(frozen=True)
-class SharedGroups:
+class EqualGroups:
     """One group of a convolution whose groups have equal kernels, so that the setup is done once for all of them.
 
     Attributes:
@@ -28,7 +28,7 @@ class SharedGroups:
     groups: int
 
     @classmethod
-    def of(cls, A: LinearOperator, L: LinearOperator | None = None) -> SharedGroups | None:
+    def of(cls, A: LinearOperator, L: LinearOperator | None = None) -> EqualGroups | None:
         """Make it; None where A has one group, kernels differ, or L is no Gradient or Laplacian of each channel."""
         if not isinstance(A, Convolution) or A.groups == 1:
             return None

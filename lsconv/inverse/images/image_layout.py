@@ -84,7 +84,7 @@ class Layout:
             saturated: the level from which pixels are saturated, "auto" or None.
             one_sided: saturated pixels are lower bounds at that level, and not missing.
         """
-        given = keep = None if observed is None else self._mask(observed, image)
+        given = measured = None if observed is None else self._mask(observed, image)
         level = saturation_level(image, saturated)
         bounded = None
         if level is not None:
@@ -92,39 +92,39 @@ class Layout:
             if one_sided:
                 bounded = self.channels_first(~below)
             else:
-                keep = below if keep is None else keep.to(below.device) & below
+                measured = below if measured is None else measured.to(below.device) & below
         if isinstance(image, np.ma.MaskedArray):
             mask = torch.from_numpy(~np.ma.getmaskarray(image))
-            keep = mask if keep is None else keep & mask
+            measured = mask if measured is None else measured & mask
             image = np.ma.getdata(image)
         y = _tensor(image, self.dtype)
         if not bool(torch.isfinite(y.detach().sum())):  # the sum may overflow, so entries are tested then
             nan = torch.isnan(y)
-            keep = ~nan if keep is None else keep.to(nan.device) & ~nan
-        if keep is not None:
-            keep = keep.to(y.device)
-            y = torch.where(keep, y, 0)
+            measured = ~nan if measured is None else measured.to(nan.device) & ~nan
+        if measured is not None:
+            measured = measured.to(y.device)
+            y = torch.where(measured, y, 0)
         if not bool(torch.isfinite(y.detach()).all()):
             raise NonFiniteError("image: contains infinity; missing pixels are NaN, or masked in a numpy.ma array")
         y = self.channels_first(y).contiguous()
         if bounded is not None and level is not None:
             bounded = bounded.to(y.device)
-            bounded = bounded if keep is None else bounded & self.channels_first(keep)
+            bounded = bounded if measured is None else bounded & self.channels_first(measured)
             bounded = bounded if bool(bounded.any()) else None
         if bounded is not None and level is not None:
             y = torch.where(bounded, y.new_tensor(level), y)
-        if keep is None or bool(keep.all()):
+        if measured is None or bool(measured.all()):
             return y, None, bounded
-        unannounced = int((~keep if given is None else given.to(y.device) & ~keep).sum())
-        keep = self.channels_first(keep)
-        if not bool(keep.flatten(-self.ndim - 1).any(-1).all()):
+        unannounced = int((~measured if given is None else given.to(y.device) & ~measured).sum())
+        measured = self.channels_first(measured)
+        if not bool(measured.flatten(-self.ndim - 1).any(-1).all()):
             raise NonFiniteError("image: has no measured pixel, all are NaN, masked, saturated or not observed")
         if unannounced:
             kinds = "NaN or masked"
             if level is not None and not one_sided:
                 kinds = f"NaN, masked, or saturated (from {level:g})"
-            warn(f"image: {unannounced} of {keep.numel()} pixels are {kinds} and count as missing", InputWarning)
-        return y, keep, bounded
+            warn(f"image: {unannounced} of {measured.numel()} pixels are {kinds} and count as missing", InputWarning)
+        return y, measured, bounded
 
     def map(self, name: str, value: Any, image: Any, y: Tensor) -> Tensor:
         """Convert a number, one per batch item, or a map of the image's or its spatial shape, to broadcast with y.

@@ -25,7 +25,7 @@ from lsconv.krylov.loop.entry import with_item_of
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.elementary import Diagonal, Mask
 
-__all__ = ["Measurement", "NoiseModel", "check_meaning"]
+__all__ = ["Measurement", "NoiseModel", "check_units"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class Measurement:
         noise_std: standard deviation of the noise in ``rows * y``; None: not known.
         counts: the photon counts; None: the noise is Gaussian.
         expected: the expected photon counts for x = 0.
-        mapped: ``rows`` come from a map of standard deviations.
+        noise_is_map: ``rows`` come from a map of standard deviations.
         sensitivity: photons per grey level, zero where pixels are missing, which broadcasts with y; None: ones.
         at_least: True where y is a lower bound of the blurred field; None: nowhere.
     """
@@ -65,7 +65,7 @@ class Measurement:
     counts: Tensor | None = None
     expected: Tensor | float = 0.0
     sensitivity: Tensor | None = None
-    mapped: bool = False
+    noise_is_map: bool = False
     at_least: Tensor | None = None
 
     @classmethod
@@ -85,7 +85,7 @@ class Measurement:
             raise ArgumentError('one_sided: is about the pixels that saturated= names, and of noise="gaussian"')
         if noise not in ("gaussian", "poisson"):
             raise ArgumentError(f'noise: expected "gaussian" or "poisson", got {noise!r}')
-        y, keep, bounded = layout.image(image, model.observed, model.saturated, one_sided=model.one_sided)
+        y, measured, bounded = layout.image(image, model.observed, model.saturated, one_sided=model.one_sided)
         camera = ("background", "gain", "offset", "read_noise")
         maps = {name: layout.map(name, getattr(model, name), image, y) for name in camera}
         for name, value in maps.items():
@@ -99,10 +99,10 @@ class Measurement:
             for name in ("gain", "read_noise"):
                 if bool((maps[name] != (name == "gain")).any()):
                     raise ArgumentError(f'{name}: is of the photons of noise="poisson"; noise_std is in grey levels')
-            y = _zero_where_missing(y - maps["background"] - maps["offset"], keep)
-            rows, common_std, mapped = cls._weights(layout, image, y, keep, noise_std)
+            y = _zero_where_missing(y - maps["background"] - maps["offset"], measured)
+            rows, common_std, noise_is_map = cls._weights(layout, image, y, measured, noise_std)
             if weights is not None:
-                if mapped:
+                if noise_is_map:
                     raise ArgumentError("weights: a map of noise_std gives them already; give one of the two")
                 found = layout.map("weights", weights, image, y)
                 if not bool((torch.isfinite(found) & (found >= 0)).all()):
@@ -111,9 +111,9 @@ class Measurement:
                 rows = (root if rows is None else root * rows).contiguous()
             if rows is not None and not bool((rows > 0).flatten(-layout.ndim - 1).any(-1).all()):
                 raise NonFiniteError("image: has no measured pixel, all are missing, of weight 0 or of infinite noise")
-            measurement = cls(y, rows, common_std, mapped=mapped, at_least=bounded)
-            certain = measurement.certain().rows
-            if certain is not None and not bool((certain > 0).flatten(-layout.ndim - 1).any(-1).all()):
+            measurement = cls(y, rows, common_std, noise_is_map=noise_is_map, at_least=bounded)
+            kept = measurement.without_lower_bounds().rows
+            if kept is not None and not bool((kept > 0).flatten(-layout.ndim - 1).any(-1).all()):
                 raise NonFiniteError("image: has no measured pixel that is not saturated")
             return measurement
         if weights is not None:
@@ -125,24 +125,24 @@ class Measurement:
         photons = (y - maps["offset"]) / maps["gain"] + maps["read_noise"].square()
         if bool((maps["read_noise"] > 0).any()):
             photons = photons.clamp_min(0)
-        if bool((_zero_where_missing(photons, keep) < 0).any()):
+        if bool((_zero_where_missing(photons, measured) < 0).any()):
             raise ArgumentError("image: counts must be >= 0 for Poisson noise; add back what was subtracted, and give "
                                 "it as background=")  # fmt: skip
         gain = maps["gain"]
-        sensitivity = None if keep is None and bool((gain == 1).all()) else (1 / gain).expand(y.shape)
+        sensitivity = None if measured is None and bool((gain == 1).all()) else (1 / gain).expand(y.shape)
         if sensitivity is not None:
-            sensitivity = _zero_where_missing(sensitivity, keep).contiguous()
-        rows = None if keep is None else keep.to(y.dtype)
+            sensitivity = _zero_where_missing(sensitivity, measured).contiguous()
+        rows = None if measured is None else measured.to(y.dtype)
         expected = maps["background"] / gain + maps["read_noise"].square()
-        y = _zero_where_missing(y - maps["offset"] - maps["background"], keep)
-        return cls(y, rows, None, _zero_where_missing(photons, keep), expected, sensitivity)
+        y = _zero_where_missing(y - maps["offset"] - maps["background"], measured)
+        return cls(y, rows, None, _zero_where_missing(photons, measured), expected, sensitivity)
 
     @staticmethod
     def _weights(
-        layout: Layout, image: Any, y: Tensor, keep: Tensor | None, noise_std: Any
+        layout: Layout, image: Any, y: Tensor, measured: Tensor | None, noise_std: Any
     ) -> tuple[Tensor | None, float | Tensor | None, bool]:
         """Return the factors of the rows, the common standard deviation, and whether ``noise_std`` is a map."""
-        rows = None if keep is None else keep.to(y.real.dtype if y.is_complex() else y.dtype)
+        rows = None if measured is None else measured.to(y.real.dtype if y.is_complex() else y.dtype)
         if noise_std is None:
             return rows, None, False
         sigma = layout.map("noise_std", noise_std, image, y)
@@ -155,13 +155,13 @@ class Measurement:
             return rows, sigma.reshape(y.shape[:items]), False
         if not bool((sigma > 0).all()):
             raise ArgumentError(
-                "noise_std: a map must be > 0; pixels without a say are NaN in the image, or infinite here"
+                "noise_std: a map must be > 0; pixels that do not count are NaN in the image, or infinite here"
             )
         common_std = sigma[torch.isfinite(sigma)].median()
         weights = (common_std / sigma).expand(y.shape)
         return (weights if rows is None else weights * rows).contiguous(), float(common_std), True
 
-    def certain(self) -> Measurement:
+    def without_lower_bounds(self) -> Measurement:
         """Return the measurement with the pixels that are lower bounds treated as missing."""
         if self.at_least is None:
             return self
@@ -232,8 +232,8 @@ class Measurement:
         return (square.sum(axes) / number) / torch.where(photons > 0, photons, 1)
 
 
-def _zero_where_missing(values: Tensor, keep: Tensor | None) -> Tensor:
-    return values if keep is None else torch.where(keep, values, 0)
+def _zero_where_missing(values: Tensor, measured: Tensor | None) -> Tensor:
+    return values if measured is None else torch.where(measured, values, 0)
 
 
 def _with_rows(A: LinearOperator, rows: Tensor | None) -> LinearOperator:
@@ -246,7 +246,7 @@ def _with_rows(A: LinearOperator, rows: Tensor | None) -> LinearOperator:
     return Diagonal(rows.to(A.dtype), items) @ A
 
 
-def check_meaning(y: Tensor, bounds: Any, noise_std: Any, scale: float) -> None:
+def check_units(y: Tensor, bounds: Any, noise_std: Any, scale: float) -> None:
     """Refuse bounds and noise whose values show that they are not in the units of the image.
 
     Args:

@@ -10,19 +10,22 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, MethodError
+from lsconv.inverse.admm.proximal import Bounds
+from lsconv.inverse.convex_arguments import check_bounds, check_options
 from lsconv.inverse.damping.choose_damp import choose_damp
 from lsconv.inverse.damping.rules import RULES, WITH_NOISE
 from lsconv.inverse.damping.selection import Selection
 from lsconv.inverse.images.blur import central_blur, level_for_mean
+from lsconv.inverse.images.identical_groups import EqualGroups
 from lsconv.inverse.images.image_noise import Measurement, NoiseModel
-from lsconv.inverse.images.image_tikhonov import image_tikhonov
 from lsconv.inverse.plug_and_play import plug_and_play
 from lsconv.inverse.poisson import by_discrepancy, penalised_poisson
-from lsconv.inverse.total_variation import check_bounds, check_options, total_variation
-from lsconv.inverse.uncertainty.error_bars import error_bars as standard_deviations
+from lsconv.inverse.tikhonov import tikhonov
+from lsconv.inverse.total_variation import total_variation
+from lsconv.inverse.uncertainty.posterior import noise_level, posterior_std
 from lsconv.krylov.loop.entry import with_item_of
 from lsconv.krylov.loop.problem import check_damp
-from lsconv.krylov.loop.solution import Solution
+from lsconv.krylov.loop.solution import Solution, join_parts
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient
@@ -32,7 +35,6 @@ from lsconv.operators.varying_convolution import VaryingConvolution
 __all__ = ["Bounds", "Denoiser", "Regularisation", "Restoration"]
 
 Denoiser = Callable[[Tensor], Tensor]
-Bounds = tuple[float | None, float | None]
 
 _ANY = ("rtol", "max_iter", "raise_on_failure")
 # The options of each solver that a user may give; the keys are the words of error messages.
@@ -110,7 +112,7 @@ class Regularisation:
         """
         damp, bounds = self.damp, self.bounds
         if isinstance(damp, str) and damp == "auto":
-            damp = "gcv" if measured.noise_std is None or measured.mapped else "upre"
+            damp = "gcv" if measured.noise_std is None or measured.noise_is_map else "upre"
         if bounds is None and measured.counts is not None:
             bounds = (0.0, None)
         bounds = None if bounds == (None, None) else bounds
@@ -135,17 +137,17 @@ class Restoration:
         measured: the image with its noise.
         x_prior: the constant image whose blur has the mean of the image; quadratic priors penalise the difference to
             it.
-        prior: the regularisation.
+        regularisation: the prior, its strength, and the bounds.
     """
 
     A: Convolution | VaryingConvolution
     measured: Measurement
     x_prior: Tensor
-    prior: Regularisation
+    regularisation: Regularisation
 
     def solve(self) -> Solution:
         """Restore the image on the whole field, with a certificate."""
-        name, poisson = self.prior.prior, self.measured.counts is not None
+        name, poisson = self.regularisation.prior, self.measured.counts is not None
         if callable(name):
             if poisson:
                 raise MethodError('prior: a denoiser is served with noise="gaussian"; use "gradient" or "tv"')
@@ -161,7 +163,7 @@ class Restoration:
 
     def _penalty(self) -> Gradient | None:
         """The L of a quadratic prior; None: the identity."""
-        return self._gradient() if self.prior.prior == "gradient" else None
+        return self._gradient() if self.regularisation.prior == "gradient" else None
 
     def _gradient(self) -> Gradient:
         """The forward differences of the field, periodic where the blur is."""
@@ -171,16 +173,16 @@ class Restoration:
 
     def _with_quadratic(self, L: Gradient | None) -> Solution:
         """Restore by Tikhonov regularisation with the penalty L, and choose damp where it is a rule."""
-        (A, y), damp = self.measured.weighted(self.A), self.prior.damp
+        (A, y), damp = self.measured.weighted(self.A), self.regularisation.damp
         # A map of standard deviations is in the weights already, and rules that need no noise refuse a number.
         ruled = isinstance(damp, str) and damp in WITH_NOISE
-        noise_std = self.measured.noise_std if ruled or not self.measured.mapped else None
+        noise_std = self.measured.noise_std if ruled or not self.measured.noise_is_map else None
         selection = None
         if isinstance(self.A, VaryingConvolution) and isinstance(damp, str):
             selection = self._damp_in_the_centre(self.A, damp, with_gradient=L is not None, noise_std=noise_std)
             damp, noise_std = selection.damp, None
-        options = {"damp": damp, "noise_std": noise_std, **self.prior.options}
-        solution = image_tikhonov(A, y, L, self.x_prior, self.prior.bounds, options, self.measured.at_least)
+        options = {"damp": damp, "noise_std": noise_std, **self.regularisation.options}
+        solution = image_tikhonov(A, y, L, self.x_prior, self.regularisation.bounds, options, self.measured.at_least)
         return solution if selection is None else replace(solution, selection=selection)
 
     def _damp_in_the_centre(
@@ -188,9 +190,9 @@ class Restoration:
     ) -> Selection:
         """Choose damp for the central part of the image with the PSF there, because rules need a convolution."""
         B, cells = central_blur(A)
-        certain = self.measured.certain()
-        rows = None if certain.rows is None else certain.rows.expand(certain.y.shape)[cells]
-        centre = replace(self, A=B, measured=replace(certain, y=certain.y[cells], rows=rows))
+        measured = self.measured.without_lower_bounds()
+        rows = None if measured.rows is None else measured.rows.expand(measured.y.shape)[cells]
+        centre = replace(self, A=B, measured=replace(measured, y=measured.y[cells], rows=rows))
         x_prior = level_for_mean(B, self.measured.mean(tuple(range(-B.ndim, 0))))
         L = centre._gradient() if with_gradient else None
         return choose_damp(*centre.measured.weighted(B), rule, L=L, x_prior=x_prior, noise_std=noise_std)
@@ -200,13 +202,17 @@ class Restoration:
         if self.measured.at_least is not None:
             raise MethodError('one_sided: is served with prior "gradient", "tikhonov" and "tv", not with a denoiser')
         A, y = self.measured.weighted(self.A)
-        start = replace(self, prior=replace(self.prior, bounds=None, options={}))._with_quadratic(None)
-        return plug_and_play(A, y, denoiser, start.damp**2, bounds=self.prior.bounds, x0=start.x, **self.prior.options)
+        start = replace(self, regularisation=replace(self.regularisation, bounds=None, options={}))._with_quadratic(
+            None
+        )
+        return plug_and_play(
+            A, y, denoiser, start.damp**2, bounds=self.regularisation.bounds, x0=start.x, **self.regularisation.options
+        )
 
     def _with_total_variation(self, poisson: bool) -> Solution:
         """Restore with total variation; a weight that is not given follows from the noise, or the fit of photons."""
-        measured, weight = self.measured, self.prior.weight
-        options = {"bounds": self.prior.bounds, "at_least": measured.at_least, **self.prior.options}
+        measured, weight = self.measured, self.regularisation.weight
+        options = {"bounds": self.regularisation.bounds, "at_least": measured.at_least, **self.regularisation.options}
         if poisson:
             assert measured.counts is not None
             A, y = measured.photon_operator(self.A), measured.counts
@@ -234,24 +240,24 @@ class Restoration:
         gradient prior and GCV. The variance of noise that is not given is estimated (:meth:`Measurement.variance`,
         after Donoho and Johnstone 1994); the Poisson likelihood needs none.
         """
-        A, measured, L = self.A, self.measured.certain(), self._gradient()
+        A, measured, L = self.A, self.measured.without_lower_bounds(), self._gradient()
         variance = measured.variance(A.ndim)
-        by_gcv = replace(self.prior, bounds=None, damp="gcv", options={})
-        smooth = replace(self, measured=replace(measured, noise_std=None), prior=by_gcv)
+        by_gcv = replace(self.regularisation, bounds=None, damp="gcv", options={})
+        smooth = replace(self, measured=replace(measured, noise_std=None), regularisation=by_gcv)
         x = smooth._with_quadratic(L).x
         slope = torch.linalg.vector_norm(L(x), dim=(-A.ndim - 2, -A.ndim - 1)).flatten(-A.ndim).mean(-1)
         return torch.where(slope > 0, 0.5 * variance / slope.clamp_min(torch.finfo(slope.dtype).tiny), 0)
 
     def _with_poisson_likelihood(self) -> Solution:
         """Restore with a quadratic prior and the Poisson likelihood."""
-        measured, damp, L = self.measured, self.prior.damp, self._penalty()
+        measured, damp, L = self.measured, self.regularisation.damp, self._penalty()
         assert measured.counts is not None
         A, counts = measured.photon_operator(self.A), measured.counts
 
         def solve(damp: Tensor, x0: Tensor | None = None) -> Solution:
-            options = self.prior.options if x0 is None else {**self.prior.options, "x0": x0}
+            options = self.regularisation.options if x0 is None else {**self.regularisation.options, "x0": x0}
             return penalised_poisson(A, counts, damp, L=L, x_prior=self.x_prior, background=measured.expected,
-                                     bounds=self.prior.bounds, **options)  # fmt: skip
+                                     bounds=self.regularisation.bounds, **options)  # fmt: skip
 
         if not isinstance(damp, str):
             return solve(check_damp(damp, A))
@@ -261,3 +267,81 @@ class Restoration:
         if damp == "discrepancy":
             return by_discrepancy(solve, start, A, counts, measured.expected, measured.measured_pixels)
         return replace(solve(start), selection=selection)
+
+
+def image_tikhonov(
+    A: LinearOperator,
+    y: Tensor,
+    L: Gradient | None,
+    x_prior: Tensor,
+    bounds: Bounds | None,
+    options: dict[str, Any],
+    at_least: Tensor | None = None,
+) -> Solution:
+    """Solve by Tikhonov regularisation; channels under one PSF are one problem with many data and one damp.
+
+    Args:
+        A: the blur, with rows multiplied or masked.
+        y: the data.
+        L: the penalty; None: the identity.
+        x_prior: the constant image in the penalty ``||L (x - x_prior)||``, ``(*batch, *in_shape)``.
+        bounds: lowest and highest value of x, or None.
+        options: the options of :func:`lsconv.tikhonov`, damp among them.
+        at_least: True where the data are lower bounds; None: nowhere.
+    """
+    ndim, options = len(A.in_shape) - 1, dict(options)
+    if isinstance(options["damp"], str):
+        two_sided = None if at_least is None else ~at_least
+        selection = choose_damp(
+            A, y, options["damp"], L=L, x_prior=x_prior, noise_std=options.pop("noise_std"), observed=two_sided
+        )
+        found = image_tikhonov(A, y, L, x_prior, bounds, {**options, "damp": selection.damp}, at_least)
+        return replace(found, selection=selection)
+    equal = EqualGroups.of(A)
+    if equal is not None:
+        gradient = None if L is None else Gradient(equal.A.in_shape, ndim=ndim, boundary=L.boundary, dtype=A.dtype,
+                                                device=A.device)  # fmt: skip
+        rows = None if at_least is None else equal.split(at_least)
+        found = image_tikhonov(equal.A, equal.split(y), gradient, equal.split(x_prior), bounds, options, rows)
+        return join_parts(replace(found, x=equal.join(found.x)))
+    if bounds is not None or at_least is not None:
+        prior = x_prior.expand(*x_prior.shape[: -ndim - 1], *A.in_shape)
+        return tikhonov(A, y, L=L, x_prior=prior, bounds=bounds, at_least=at_least, **options)
+    # The residual of a constant image is rounding, which needs an absolute tolerance.
+    norms = torch.linalg.vector_norm(y.flatten(-ndim - 1), dim=-1)
+    options.setdefault("atol", 8 * torch.finfo(y.dtype).eps * float(norms.detach().min()))
+    # The gradient of the constant x_prior is zero; solving for the difference to it keeps more digits.
+    return tikhonov(A, y, L=L, x_prior=x_prior, **options)
+
+
+@torch.no_grad()
+def standard_deviations(
+    A: LinearOperator,
+    y: Tensor,
+    damp: Tensor,
+    L: LinearOperator | None,
+    x_prior: Tensor,
+    noise_std: float | Tensor | None,
+    count: int,
+) -> Tensor:
+    """The posterior standard deviations of ``tikhonov(A, y, damp, L=L, x_prior=x_prior)``.
+
+    Args:
+        A, y, damp, L, x_prior: the problem as solved.
+        noise_std: standard deviation of the noise in the entries of y; None: estimated from the residual, for each
+            channel where all channels have the same kernels.
+        count: number of samples where the unknowns are too many for an exact map; their seed is fixed.
+
+    Returns:
+        ``(*batch, *in_shape)``.
+    """
+    # Where A and L treat all channels alike, one channel is the operator and the channels are a batch.
+    equal = EqualGroups.of(A, L)
+    if equal is not None and (L is None or equal.L is not None):
+        prior = x_prior.expand(*x_prior.shape[: x_prior.ndim - len(A.in_shape)], *A.in_shape)
+        bars = standard_deviations(equal.A, equal.split(y), damp, equal.L, equal.split(prior), noise_std, count)
+        return equal.join(bars.expand(equal.groups, *bars.shape[-damp.ndim - len(A.in_shape) :]))
+    sigma = noise_level(A, y, damp, L=L, x_prior=x_prior) if noise_std is None else noise_std
+    generator = torch.Generator(A.device).manual_seed(0)
+    std: Tensor = posterior_std(A, damp, noise_std=sigma, L=L, count=count, generator=generator)
+    return std

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
-from lsconv.errors import ConvergenceWarning
+from lsconv.errors import unreported
 from lsconv.factored.direct_plan import in_double
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
-from lsconv.krylov.loop.evidence import RankThreshold
+from lsconv.krylov.loop.certificate import RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.plan import Plan
@@ -54,8 +52,7 @@ class AdjointPlan(Plan):
             self.A.dtype,
             rank=RankThreshold(default_rcond(self.A.dtype)),
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the certificate says which items have converged
+        with unreported():  # the certificate says which items have converged
             x, b = self.plan.adjoint(y, rtol=rtol).to(precise.dtype), y.to(precise.dtype)
             solution = judge.solution(x, b)
             if solution.all_converged or not bool((self.damp > 0).all()):

@@ -11,13 +11,12 @@ from lsconv.border.plan import BorderPlan
 from lsconv.border.stacked_plan import StackedPlan
 from lsconv.errors import MethodError
 from lsconv.inverse.plans.adjoint_plan import AdjointPlan
+from lsconv.inverse.plans.lsmr_then_border import LsmrThenBorderPlan
 from lsconv.inverse.plans.missing import MissingBorderPlan, MissingPlan, are_scattered
+from lsconv.inverse.plans.normal_iteration import VaryingPlan, WeightedPlan
 from lsconv.inverse.plans.reduced_plan import ReducedPlan
 from lsconv.inverse.plans.request import PlanRequest
 from lsconv.inverse.plans.small_matrices import reduction
-from lsconv.inverse.plans.trial_plan import TrialPlan
-from lsconv.inverse.plans.varying import VaryingPlan
-from lsconv.inverse.plans.weighted import WeightedPlan
 from lsconv.krylov.plan import Plan
 from lsconv.operators.algebra import Adjoint, Product, Scaled
 from lsconv.operators.base import LinearOperator
@@ -31,7 +30,7 @@ __all__ = ["measured_rows", "reduced", "transposed", "trimmed", "varying"]
 
 def reduced(A: LinearOperator, request: PlanRequest) -> Plan | None:
     """The plan of the smaller convolution that A is: along batch axes, or without the zero margins of its kernel."""
-    smaller = None if request.method == "svd" else reduction(A, keep_shapes=not request.free)
+    smaller = None if request.method == "svd" else reduction(A, keep_shapes=not request.any_method)
     if smaller is None:
         return None
     plan: Plan = request.plan(smaller.B, damp=smaller.reshape_damp(request.damp))
@@ -64,7 +63,7 @@ def measured_rows(A: LinearOperator, request: PlanRequest) -> Plan | None:
         return None
     if isinstance(inner.innermost, (BorderPlan, StackedPlan)):
         inverse = inner.innermost.inverse
-        # a solve with the missing outputs in the border costs about two on the border alone: factors have to pay in two
+        # a solve with the missing outputs in the border costs about two without: factors pay if they do within two
         if inverse.unknowns and inverse.factorise_if_cheaper(tuple(inverse.embedding.batch_shape), solves=2) is None:
             plan = WeightedPlan if rows.missing(rows.core.groups) is None else MissingBorderPlan
             with contextlib.suppress(MethodError):
@@ -73,13 +72,15 @@ def measured_rows(A: LinearOperator, request: PlanRequest) -> Plan | None:
 
 
 def transposed(A: LinearOperator, request: PlanRequest) -> Plan | None:
-    """The adjoint of the plan of a convolution; where that is a trial of LSMR, the same trial with A."""
+    """The adjoint of the plan of a convolution; where that is LSMR first, then the border, the same with A."""
     if not (isinstance(A, Adjoint) and isinstance(A.operator, Convolution) and _takes_composed(request)):
         return None
     plan = _of_core(A.operator, request.damp, request)
-    if isinstance(plan, TrialPlan):
+    if isinstance(plan, LsmrThenBorderPlan):
         preconditioned = not (plan.M is None and plan.N is None)
-        return TrialPlan(A, request.damp, plan.most, preconditioned=preconditioned, expected=plan.expected)
+        return LsmrThenBorderPlan(
+            A, request.damp, plan.max_iterations, preconditioned=preconditioned, expected=plan.expected
+        )
     return None if plan.innermost.iterates else AdjointPlan(A, plan, request.damp)
 
 

@@ -1,4 +1,4 @@
-r"""Even kernels with reflect padding, solved in the basis of cosines by an iteration that transforms nothing.
+r"""Even kernels with reflect padding, solved in the basis of cosines by an iteration without transforms inside.
 
 Reflect padding continues x, of n cells along an axis, to an even signal of period 2n - 2, and a kernel that is even
 along every axis keeps it even. With the weights :math:`W = \operatorname{diag}(1/2, 1, \dots, 1, 1/2)` of each axis, Q
@@ -33,20 +33,17 @@ Kantorovich inequalities", Aequationes Math. 40 (1990).
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 from torch import Tensor
 
-from lsconv.errors import ConvergenceWarning, MethodError
+from lsconv.errors import MethodError, unreported
 from lsconv.factored.direct_plan import CONTRACTION, RefinedPlan, refinements
 from lsconv.krylov.cg import cg
-from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import ROUNDING, double
 from lsconv.operators.elementary import FromFunctions
-from lsconv.operators.padding_modes import MODES
 
 __all__ = ["CosinePlan"]
 
@@ -54,8 +51,8 @@ __all__ = ["CosinePlan"]
 class CosinePlan(RefinedPlan):
     """Setup of the solve in the basis of cosines; :meth:`solve` answers right-hand sides.
 
-    The arguments are those of :class:`~lsconv.factored.direct_plan.DirectPlan`, for a convolution that
-    :meth:`serves`.
+    The arguments are those of :class:`~lsconv.factored.direct_plan.DirectPlan`, for a real convolution of one channel a
+    group that extends x evenly and keeps its size.
 
     Raises:
         MethodError: the kernel is not even, or for this damping not closely enough; or without damping the symbol has
@@ -73,20 +70,8 @@ class CosinePlan(RefinedPlan):
     A: Convolution
     reason = "reflect padding and an even kernel: cosines nearly diagonalise A, and an iteration on them does the rest"
     never_misses = False
+    gives_way_to_border = True
     _factors_name = "the symbol in the basis of cosines"
-
-    @staticmethod
-    def serves(A: LinearOperator) -> bool:
-        """Tell whether A is a real convolution of one channel a group that extends x evenly, and keeps its size."""
-        return (
-            isinstance(A, Convolution)
-            and MODES[A.padding_mode].even
-            and not A.is_complex
-            and A.c_in == A.c_out == A.groups
-            and set(A.stride) == {1}
-            and all(left == right for left, right in A.padding)
-            and A.spatial_in == A.spatial_out
-        )
 
     def _bytes(self) -> int:
         # the symbol, the factors made of it and the damping, and the vectors of the iteration
@@ -108,10 +93,10 @@ class CosinePlan(RefinedPlan):
             self._weights.append(weights.sqrt())
             column = (weights / max(n - 1, 1)).sqrt()
             self._ends.append(torch.stack([column, column * (1 - 2 * (cells % 2))], dim=-1))
-            places = A.dilation[a] * torch.arange(A.kernel_size[a], device=A.device) - A.padding[a][0]
-            turns = (places[:, None] * cells) % max(2 * n - 2, 1)
-            waves = (turns.to(even) * (math.pi / max(n - 1, 1))).cos()
-            self._symbol = torch.tensordot(self._symbol, waves, ([a], [0])).movedim(-1, a)
+            offsets = A.dilation[a] * torch.arange(A.kernel_size[a], device=A.device) - A.padding[a][0]
+            multiples = (offsets[:, None] * cells) % max(2 * n - 2, 1)
+            cosines = (multiples.to(even) * (math.pi / max(n - 1, 1))).cos()
+            self._symbol = torch.tensordot(self._symbol, cosines, ([a], [0])).movedim(-1, a)
         values = self._symbol.abs().flatten(-d - 1)
         largest = values.amax(-1)
         # a zero is computed as rounding, which a tiny damp would amplify
@@ -152,33 +137,37 @@ class CosinePlan(RefinedPlan):
             )
         }
         ratio = (1 + 2**A.ndim) / 2 ** (1 + A.ndim / 2)  # the root of the condition of M N
-        self._most = math.ceil(math.log(torch.finfo(c.dtype).eps / 2) / math.log((ratio - 1) / (ratio + 1)))
+        self._max_steps = math.ceil(math.log(torch.finfo(c.dtype).eps / 2) / math.log((ratio - 1) / (ratio + 1)))
 
     # ------------------------------------------------------------------ the maps
 
     def _near_inverse(self, y: Tensor) -> Tensor:
-        return self._map(y, self._c, self._h)
+        return self._solve_in_cosines(y, self._c, self._h)
 
     def _near_inverse_adjoint(self, v: Tensor) -> Tensor:
-        return self._map(v, self._c, self._h, -1)
+        return self._solve_in_cosines(v, self._c, self._h, -1)
 
     def _near_normal(self, g: Tensor) -> Tensor:
         """Solve the normal equations of the even part of the kernel; without damping ``A^+ (A^+)^H g``."""
         if not bool(self._undamped.any()):
-            return self._map(g, self._h, self._h)
-        undamped = self._map(self._map(g, self._c, self._h, -1), self._c, self._h)
+            return self._solve_in_cosines(g, self._h, self._h)
+        undamped = self._solve_in_cosines(self._solve_in_cosines(g, self._c, self._h, -1), self._c, self._h)
         if bool(self._undamped.all()):
             return undamped
-        return torch.where(over_items(self._undamped, self.A.ndim + 1), undamped, self._map(g, self._h, self._h))
+        return torch.where(
+            over_items(self._undamped, self.A.ndim + 1), undamped, self._solve_in_cosines(g, self._h, self._h)
+        )
 
-    def _map(self, z: Tensor, before: Tensor, after: Tensor, power: int = 1) -> Tensor:
-        """``Q R after N^-1 before R Q z`` for the even part of the kernel, or R inverted by a power of -1."""
+    def _solve_in_cosines(self, z: Tensor, before: Tensor, after: Tensor, power: int = 1) -> Tensor:
+        """``Q R^p D_2 N_p^-1 D_1 R^p Q z``, p = ``power``, for the even part of the kernel.
+
+        ``D_1`` is ``before``, ``D_2`` is ``after``, and ``N_1`` is N; ``N_-1`` is N with R inverted.
+        """
         b = before * self._power(self._transform(z), power)
         N, M = self._normal_operators[2 * power], self._normal_operators[-2 * power]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # rounding may exceed the tolerance
+        with unreported():  # rounding may exceed the tolerance
             # residuals of A down to a hundred-thousandth of the data meet rtol with it
-            u = cg(N, b, M=M, rtol=1e-5 * self.rtol, max_iter=self._most, check_finite=False).x
+            u = cg(N, b, M=M, rtol=1e-5 * self.rtol, max_iter=self._max_steps, check_finite=False).x
         return self._transform(self._power(after * u, power))
 
     def _transform(self, z: Tensor) -> Tensor:

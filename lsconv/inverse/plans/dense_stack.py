@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lsconv.factored.dense_svd import SingularValuePlan
-from lsconv.krylov.loop.evidence import NormBounds
+from lsconv.krylov.loop.certificate import NormBounds
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.plan import PenalisedPlan

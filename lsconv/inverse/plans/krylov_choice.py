@@ -8,7 +8,7 @@ from torch import Tensor
 from lsconv.errors import ArgumentTypeError, MethodError
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.inverse.plans.krylov_plan import LEAST_SQUARES, SQUARE, KrylovPlan
-from lsconv.krylov.loop.stopping import default_rtol
+from lsconv.krylov.loop.certificate import default_rtol
 from lsconv.operators.algebra import Adjoint, HStack, Product, Scaled, VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ConvergenceWarning, MethodError
+from lsconv.errors import MethodError, unreported
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.inverse.plans.dense_stack import DenseStack
 from lsconv.krylov.cg import cg
@@ -21,10 +20,9 @@ from lsconv.krylov.craig import craig
 from lsconv.krylov.gmres import gmres
 from lsconv.krylov.gradients.backward_solves import gram_by_cg, normal_by_apply
 from lsconv.krylov.hybrid import hybrid
-from lsconv.krylov.loop.evidence import NormBounds
+from lsconv.krylov.loop.certificate import NormBounds, default_rtol
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution, Status, report
-from lsconv.krylov.loop.stopping import default_rtol
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.minres import minres
@@ -180,8 +178,7 @@ class KrylovStack(PenalisedPlan):
         """The certified solution for ``y``; see :func:`tikhonov`."""
         data = self.problem.data(y, x_prior)
         start = x0 if x0 is None or x_prior is None else x0 - x_prior
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
+        with unreported():
             found = lsmr(self.stack, data, N=self.preconditioner, rtol=rtol, atol=atol, max_iter=max_iter, x0=start)
         norm = None if found.history is None else found.history.largest_norm
         solution = self.problem.solution(
@@ -203,8 +200,7 @@ class KrylovStack(PenalisedPlan):
     @torch.no_grad()
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2 L^H L)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``; warns where it fails."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
+        with unreported():
             found = cg(self.stack.H @ self.stack, g, M=self.preconditioner, rtol=rtol)
         failed = ~found.converged
         if not bool(failed.any()):

@@ -8,8 +8,8 @@ one answer of that plan to apply. Conjugate gradients, preconditioned by the blo
 
 .. math:: J(t) = (y + Et)^H (I - F) (y + Et)
 
-with every step by :math:`\alpha_k \rho_k`, so that they know when what K leaves, of which :math:`A^H` makes the
-gradient, is small beside it.
+with every step by :math:`\alpha_k \rho_k`. So the objective is known at every step, and the iteration stops where the
+residual of K, whose image under :math:`A^H` is the gradient, is small beside it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ from lsconv.errors import MethodError
 from lsconv.fourier.embedding import Embedding
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
-from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound
+from lsconv.krylov.loop.certificate import NormBounds, NullSpaceBound, Tolerances
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.krylov.plan import PenalisedPlan, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
@@ -93,16 +92,16 @@ class MissingPlan(PenalisedPlan):
         self.measured = MeasuredRows(self.core, rows.scale.to(self.core.dtype), rows.rows.to(dtype=self.core.dtype))
         self.missing = rows.scale == 0
         self.problem = Penalised(self.precise, self.damp, None if L is None else L.to(dtype=self.precise.dtype))
-        self._ratio = weight.double().sqrt()
+        self._root_weight = weight.double().sqrt()
         assert isinstance(self.core, Convolution)
-        self._norm_bound = norm_bound(self.core) * self._ratio if L is None else None
+        self._norm_bound = norm_bound(self.core) * self._root_weight if L is None else None
         penalty = None
         if L is not None:
-            penalty = Penalty(self.core, common_grid_filters(self.core, L), self.damp / self._ratio)
+            penalty = Penalty(self.core, common_grid_filters(self.core, L), self.damp / self._root_weight)
         if inner is not None:
             common = rows.missing()  # items that miss the same outputs share their blocks
             missing = self.missing if common is None else common
-            self.blocks = MissingBlocks(self.core, self.damp / self._ratio, missing, penalty)
+            self.blocks = MissingBlocks(self.core, self.damp / self._root_weight, missing, penalty)
         self.space = ItemSpace(self.core.out_shape, self.core.dtype, self.core.device)
 
     # ------------------------------------------------------------------ answers
@@ -127,7 +126,7 @@ class MissingPlan(PenalisedPlan):
             max_iter: limit on the iterations on the missing outputs.
         """
         tolerances = self.tolerances(rtol, atol)
-        data = self.problem.data_beside_prior(y, x_prior)
+        data = self.problem.data_without_prior(y, x_prior)
         x, iterations, may_leave_range = self._filled_in(data, tolerances, max_iter)
         judge = self.problem.judge(
             tolerances,
@@ -162,7 +161,7 @@ class MissingPlan(PenalisedPlan):
         bound = 0.1 * rtol * self.space.norm(image)
         t, _ = self._iterate(torch.where(self.missing, image, 0), lambda _: bound)
         v = v + self.inner.apply(t)
-        return v / self._over_inputs(self._ratio.square())
+        return v / self._over_inputs(self._root_weight.square())
 
     # ------------------------------------------------------------------ the missing outputs
 
@@ -182,13 +181,13 @@ class MissingPlan(PenalisedPlan):
         data = (data / space.broadcast(unit)).expand(*batch, *self.core.out_shape)
         inputs, mu = (
             ItemSpace(self.core.in_shape, self.core.dtype, self.core.device),
-            (self.damp / self._ratio).square(),
+            (self.damp / self._root_weight).square(),
         )
         x = self.inner.apply(data)
         image = self.core.apply(x)
         residual, norm = torch.where(self.missing, image, 0), space.norm(data)
         filled, iterations = data, torch.zeros(batch, dtype=torch.int64, device=y.device)
-        smallest_total = torch.maximum(rtol * norm, tolerances.atol / (unit * self._ratio))
+        smallest_total = torch.maximum(rtol * norm, tolerances.atol / (unit * self._root_weight))
         rounding = torch.finfo(data.dtype).eps * norm
         for _ in range(3):  # each begins with the computed residual, from which rounding parts that of the recursion
             objective = space.inner(filled, filled - image)
@@ -204,10 +203,10 @@ class MissingPlan(PenalisedPlan):
             size = space.norm(residual)
             if not bool((size > bound(torch.zeros_like(size))).any()):
                 break
-            most = 500 if max_iter is None else max_iter - int(iterations.max())
-            if most <= 0:
+            remaining = 500 if max_iter is None else max_iter - int(iterations.max())
+            if remaining <= 0:
                 break
-            t, count = self._iterate(residual, bound, most)
+            t, count = self._iterate(residual, bound, remaining)
             iterations = iterations + count
             filled = filled + t
             x = self.inner.apply(filled)
@@ -224,25 +223,27 @@ class MissingPlan(PenalisedPlan):
             may_leave_range | (not self.inner.innermost.x_in_range_of_adjoint),
         )
 
-    def _iterate(self, b: Tensor, bound: Callable[[Tensor], Tensor], most: int = 500) -> tuple[Tensor, Tensor]:
-        """Solve ``K t = b`` by conjugate gradients, and the iterations per item.
+    def _iterate(self, b: Tensor, bound: Callable[[Tensor], Tensor], max_iter: int = 500) -> tuple[Tensor, Tensor]:
+        """Solve ``K t = b`` by preconditioned conjugate gradients, and count the iterations per item.
+
+        The recurrences are those of :mod:`lsconv.krylov.cg`; here the tolerance depends on the objective.
 
         Args:
             b: right-hand sides, zero where outputs were measured.
             bound: the norm that the residual has to fall to, as a function of the decrease of the objective so far.
-            most: limit on the iterations.
+            max_iter: limit on the iterations.
         """
         # the vectors hold only the outputs that some item misses, which are few
         item = len(self.core.out_shape)
-        places = self.missing.reshape(-1, self.core.out_numel).any(0).nonzero()[:, 0]
-        space = ItemSpace((len(places),), b.dtype, b.device)
+        missing_index = self.missing.reshape(-1, self.core.out_numel).any(0).nonzero()[:, 0]
+        space = ItemSpace((len(missing_index),), b.dtype, b.device)
 
         def gathered(v: Tensor) -> Tensor:
-            return v.flatten(-item)[..., places]
+            return v.flatten(-item)[..., missing_index]
 
         def placed(v: Tensor) -> Tensor:
             full = v.new_zeros(*v.shape[:-1], self.core.out_numel)
-            full[..., places] = v
+            full[..., missing_index] = v
             return full.unflatten(-1, self.core.out_shape)
 
         missing = gathered(self.missing)
@@ -250,7 +251,7 @@ class MissingPlan(PenalisedPlan):
         t, p, rho = torch.zeros_like(r), z, space.inner(r, z)
         decrease = torch.zeros_like(rho)
         count = torch.zeros(rho.shape, dtype=torch.int64, device=b.device)
-        for _ in range(most):
+        for _ in range(max_iter):
             active = (space.norm(r) > bound(decrease)) & (rho > 0)
             if not bool(active.any()):
                 break
@@ -303,12 +304,12 @@ class MissingBorderPlan(MissingPlan):
         core = self.core
         assert isinstance(core, Convolution)
         lost = rows.missing(core.groups)
-        if lost is None or not Embedding.serves(core) or self._ratio.numel() > 1:
+        if lost is None or not Embedding.serves(core) or self._root_weight.numel() > 1:
             raise MethodError("A: one border serves items and groups that miss the same outputs, behind zero padding")
-        core = core.with_parameters([core.weight.detach() * self._ratio.reshape(())])
+        core = core.with_parameters([core.weight.detach() * self._root_weight.reshape(())])
         terms, L = common_grid_filters(core, L), None if L is None else L.to(dtype=core.dtype)
-        self.filled = Penalised(Mask(~lost, dtype=core.dtype) @ core, self.damp, L)
-        self.scaled, self.scaled_damp = self.filled.stack, self.filled.shift
+        self.masked_problem = Penalised(Mask(~lost, dtype=core.dtype) @ core, self.damp, L)
+        self.scaled, self.scaled_damp = self.masked_problem.stack, self.masked_problem.shift
         self.unit, self.observed_inputs, self.factor_dtype = torch.ones_like(self.damp), None, core.weight.real.dtype
         floor = least_shift(self.factor_dtype, damped=True)
         self.inverse = normal_inverse(Request.of(core, self.damp, terms, floor=floor, missing=lost))
@@ -317,7 +318,7 @@ class MissingBorderPlan(MissingPlan):
 
     def _filled_in(self, y: Tensor, tolerances: Tolerances, max_iter: int | None) -> tuple[Tensor, Tensor, Tensor]:
         tolerances = Tolerances.of(self.core.dtype, tolerances.rtol, tolerances.atol)
-        data = self.filled.data(self.measured.data(y) * self._ratio.reshape(()))
+        data = self.masked_problem.data(self.measured.data(y) * self._root_weight.reshape(()))
         outer = iterate_or_drop_factors(lambda: NormalEquations(self, y=data, tolerances=tolerances, max_iter=max_iter))
         return outer.x, outer.iterations, torch.full_like(outer.tolerance_ratio > 1, self.inverse.side != "residual")
 

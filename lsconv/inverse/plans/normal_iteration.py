@@ -1,4 +1,4 @@
-r"""Flexible conjugate gradients on the normal equations, with an inverse of near ones as the preconditioner.
+r"""Flexible conjugate gradients on the normal equations, preconditioned by the inverse of similar ones.
 
 .. math:: (A^HA + \mathrm{damp}^2 L^HL)\, x = A^H y
 
@@ -13,27 +13,33 @@ operator takes dozens to hundreds of steps, whose residual may stand still for l
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from lsconv.border.normal_inverse import NormalInverse, normal_inverse
+from lsconv.border.normal_problem import Request, least_shift
+from lsconv.border.penalty import common_grid_filters
+from lsconv.errors import MethodError
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
-from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound
+from lsconv.krylov.loop.certificate import TALL_NULL_SHARE, NormBounds, NullSpaceBound
 from lsconv.krylov.loop.flexible_direction import FlexibleDirection
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import SQUARE_SHARE
 from lsconv.krylov.plan import PenalisedPlan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import direct_rtol, double
+from lsconv.operators.observed import MeasuredRows
+from lsconv.operators.varying_convolution import VaryingConvolution
+from lsconv.tiled.schwarz import SchwarzInverse
 
-__all__ = ["NormalIteration"]
+__all__ = ["NormalIteration", "VaryingPlan", "WeightedPlan"]
 
 
 class NormalIteration(PenalisedPlan):
-    """Conjugate gradients on the normal equations, for plans that bring a preconditioner, :attr:`inverse`.
+    """Conjugate gradients on the normal equations, for plans that bring a preconditioner.
 
     Args:
         A: the operator.
@@ -41,15 +47,12 @@ class NormalIteration(PenalisedPlan):
         L: the penalty; None: the identity.
 
     Attributes:
-        inverse: the preconditioner, a function of a residual of the normal equations and a relative tolerance whose
-            first result is the preconditioned residual.
         factor_batch: the batch dimensions of the preconditioner.
         has_null_space: A has, or may have, fewer outputs than inputs, so that x may have a part in its null space.
     """
 
     iterates = True
     falls_back_on_lsmr = True
-    inverse: Callable[[Tensor, float], tuple[Any, ...]]
     factor_batch: tuple[int, ...] = ()
     has_null_space: bool = True
 
@@ -62,6 +65,10 @@ class NormalIteration(PenalisedPlan):
         self.space, self.images = (
             ItemSpace(shape, self.precise.dtype, A.device) for shape in (A.in_shape, self.stack.out_shape)
         )
+
+    def precondition(self, g: Tensor, tolerance: float) -> Tensor:
+        """Apply the preconditioner to a residual of the normal equations, to a relative tolerance."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def solve(
@@ -84,7 +91,7 @@ class NormalIteration(PenalisedPlan):
         """
         tolerances = self.tolerances(rtol, atol)
         data = self.problem.data(y, x_prior)
-        null_share = tolerances.null_share if self.has_null_space else SQUARE_SHARE
+        null_share = tolerances.null_share if self.has_null_space else TALL_NULL_SHARE
         x, iterations, norm = self._least_squares(data, tolerances.rtol, atol, max_iter, null_share=null_share)
         judge = self.problem.judge(
             tolerances,
@@ -212,7 +219,7 @@ class NormalIteration(PenalisedPlan):
             active = (size > bound(x, image, direction.norm)) & (stalled < 100 + iterations // 2)
             if not bool(active.any()):
                 break
-            z = self.inverse(g, 1e-3)[0]
+            z = self.precondition(g, 1e-3)
             if error_bound is not None:
                 active = active & (space.inner(z, g) > error_bound(x, image))
                 if not bool(active.any()):
@@ -224,3 +231,129 @@ class NormalIteration(PenalisedPlan):
             g = residual(x, image)
             iterations = iterations + active
         return x, iterations, direction.norm
+
+
+class WeightedPlan(NormalIteration):
+    r"""Setup for a convolution with weights, or a mask, before it; :meth:`solve` answers right-hand sides.
+
+    .. math:: \min_x \sum_i w_i |(Ax)_i - y_i|^2 + \mathrm{damp}^2 \|Lx\|^2
+
+    The preconditioner is :math:`(\bar w A^HA + \mathrm{damp}^2 L^HL)^{-1}`, with the mean weight :math:`\bar w`, exact
+    through the border of A. The number of steps grows with the deviation of the weights, averaged by the blur, from
+    their mean.
+
+    Args:
+        A: the operator, weights included.
+        rows: A as a convolution and the weights of its outputs.
+        damp: the damping, > 0, a number or one per batch item.
+        L: the penalty; None: the identity.
+
+    Raises:
+        MethodError: the convolution, or L, is not served by the border.
+    """
+
+    reason = "weights, or masks of items, vary: an iteration, preconditioned by the border of their mean"
+    inverse: NormalInverse
+
+    @torch.no_grad()
+    def __init__(
+        self, A: LinearOperator, rows: MeasuredRows, damp: Tensor | float, L: LinearOperator | None = None
+    ) -> None:
+        super().__init__(A, damp, L)
+        core = rows.core.to(dtype=double(A.dtype))
+        if not isinstance(core, Convolution):
+            raise MethodError(f"A: expected weights before a convolution, got {A!r}")
+        core = core.with_parameters([core.weight.detach()])
+        weights = rows.weights.double().flatten(rows.scale.ndim - len(core.out_shape))
+        mean = weights.mean(-1)
+        mean = torch.where(mean > 0, mean, 1)
+        self.mean, self._positive = mean, bool((weights > 0).all())
+        self.ratio = torch.where(weights > 0, weights, torch.inf).amin(-1).reciprocal() * weights.amax(-1)
+        floor = least_shift(core.weight.real.dtype, damped=True)
+        terms = common_grid_filters(core, L)
+        self.inverse = normal_inverse(Request.of(core, self.damp / mean.sqrt(), terms, floor=floor, side="solution"))
+        self.factor_batch = tuple(self.inverse.embedding.batch_shape)
+        self.inverse.factorise_if_cheaper(self.factor_batch, 10)
+
+    def precondition(self, g: Tensor, tolerance: float) -> Tensor:
+        """Apply the inverse of the normal operator of the mean weight."""
+        return self.inverse(g, tolerance)[0]
+
+    def _null_suspects(self, x: Tensor, data: Tensor, null_share: float) -> Tensor:
+        """Mark the items whose x may have a larger part in the null space of A than its share.
+
+        With positive weights, the weighted A has the null space of A, on which the preconditioner M divides by its
+        shift alone. The length of ``M^-1 g``, computed to a thousandth, bounds that of the part of x there, unless the
+        shift of M is not that of the damping.
+        """
+        if not (self._positive and self.inverse.exact):
+            return super()._null_suspects(x, data, null_share)
+        space = self.space
+        g = self.stack.adjoint(data - self.stack.apply(x)) - space.broadcast(self.mu) * x
+        unit = binary_unit(space.safe_norm(g))
+        part = space.norm(self.precondition(g * space.broadcast(1 / unit), 1e-3)) * unit / self.mean
+        part = part + 1e-3 * space.safe_norm(g) / self.mu
+        return ~(part <= null_share * space.norm(x))
+
+    def __repr__(self) -> str:
+        return (
+            f"WeightedPlan(weights up to {float(self.ratio.max()):.3g} times the least, preconditioner of the mean: "
+            f"{self.inverse.describe()})"
+        )
+
+
+class VaryingPlan(NormalIteration):
+    """Setup for a convolution whose kernel varies; :meth:`solve` answers right-hand sides.
+
+    The preconditioner is made of tiles with the kernel of their place (:mod:`lsconv.tiled.schwarz`).
+
+    Args:
+        A: the operator, with a mask or weights before it where there are some.
+        damp: the damping, > 0, a number or one per batch item.
+        L: the penalty; None: the identity.
+        refuse_if_slower: refuse where LSMR should take less time.
+
+    Raises:
+        MethodError: the tiles do not serve A or L, or would not pay.
+    """
+
+    reason = "the kernel varies: an iteration, preconditioned by tiles with the kernel of their place"
+    inverse: SchwarzInverse
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        A: LinearOperator,
+        damp: Tensor | float,
+        L: LinearOperator | None = None,
+        *,
+        refuse_if_slower: bool = False,
+    ) -> None:
+        rows, core = _rows_and_core(A)
+        if not isinstance(core, VaryingConvolution):
+            raise MethodError(f"A: expected a VaryingConvolution, with weights before it or not, got {A!r}")
+        super().__init__(A, damp, L)
+        core = core.with_parameters([tensor.detach() for tensor in core.parameters()]).to(dtype=double(A.dtype))
+        weights = None if rows is None else rows.weights
+        penalty = None if L is None else L.to(dtype=core.dtype)
+        self.inverse = SchwarzInverse(core, self.damp, penalty, weights, refuse_if_slower=refuse_if_slower)
+        self.factor_batch = tuple(self.damp.shape)
+        self.has_null_space = rows is not None or A.out_numel < A.in_numel
+
+    def precondition(self, g: Tensor, tolerance: float) -> Tensor:
+        """Apply the Schwarz preconditioner."""
+        return self.inverse(g, tolerance)
+
+    @staticmethod
+    def serves(A: LinearOperator) -> bool:
+        """Tell whether A is a convolution whose kernel varies, with a mask or weights before it or not."""
+        return isinstance(_rows_and_core(A)[1], VaryingConvolution)
+
+    def __repr__(self) -> str:
+        return f"VaryingPlan({self.A.in_shape} -> {self.A.out_shape}, {self.inverse.describe()})"
+
+
+def _rows_and_core(A: LinearOperator) -> tuple[MeasuredRows | None, LinearOperator]:
+    """Split A into a mask or weights on its outputs, None where there are none, and the operator that they act on."""
+    rows = MeasuredRows.of(A)
+    return rows, A if rows is None else rows.core

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lsconv.errors import ConvergenceWarning
+from lsconv.errors import unreported
 from lsconv.factored.axis_channels import AxisAsChannels
 from lsconv.factored.batch_axes import Reduction
 from lsconv.factored.direct_plan import in_double
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
+from lsconv.krylov.loop.certificate import Tolerances
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution, Status, join_parts
-from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.krylov.plan import Plan
 from lsconv.operators.batch_layout import over_items
 
@@ -50,8 +49,7 @@ class ReducedPlan(Plan):
         Where axes of the image are batch axes of B, an item has converged if each of its slices has.
         """
         reduction = self.reduction
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
+        with unreported():
             parts = self.plan.solve(reduction.restrict_outputs(y), rtol=rtol, atol=atol, max_iter=max_iter)
         solution = replace(parts, x=reduction.extend_inputs(parts.x))
         if reduction.folded:
@@ -108,17 +106,19 @@ class ReducedPlan(Plan):
         x = self.plan.gram_solve(self.reduction.restrict_inputs(g), rtol=rtol)
         return None if x is None else self.reduction.extend_inputs(x)
 
-    def attempt(self, y: Tensor | None = None, v: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
-        """:meth:`apply` to ``y`` or :meth:`adjoint` to ``v``, where the plan for B misses no item."""
-        reduction = self.reduction
-        found = self.plan.attempt(
-            None if y is None else reduction.restrict_outputs(y), None if v is None else reduction.restrict_inputs(v)
-        )
+    def attempt_apply(self, y: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Compute :meth:`apply` of ``y``, where the plan for B misses no item; else None."""
+        found = self.plan.attempt_apply(self.reduction.restrict_outputs(y))
         if found is None or bool(found[1].any()):
             return None
-        return (reduction.extend_inputs if y is not None else reduction.extend_outputs)(found[0]), found[1].new_zeros(
-            ()
-        )
+        return self.reduction.extend_inputs(found[0]), found[1].new_zeros(())
+
+    def attempt_adjoint(self, v: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Compute :meth:`adjoint` of ``v``, where the plan for B misses no item; else None."""
+        found = self.plan.attempt_adjoint(self.reduction.restrict_inputs(v))
+        if found is None or bool(found[1].any()):
+            return None
+        return self.reduction.extend_outputs(found[0]), found[1].new_zeros(())
 
     def tolerances(self, rtol: float | None, atol: float = 0.0) -> Tolerances:
         """The tolerances of a solve, those of the plan for B."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -40,11 +41,11 @@ class PlanRequest:
     needs_krylov: bool = False
 
     @property
-    def free(self) -> bool:
+    def any_method(self) -> bool:
         """True with ``method="auto"`` and no option that only Krylov methods take."""
         return self.method == "auto" and not self.needs_krylov
 
-    @property
+    @functools.cached_property
     def damped(self) -> bool:
         """True where ``damp > 0`` in every item."""
         return bool((torch.as_tensor(self.damp) > 0).all())

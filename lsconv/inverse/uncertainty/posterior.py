@@ -27,17 +27,17 @@ import torch
 from torch import Tensor
 
 from lsconv.border.influence import EXACT_UNKNOWNS
-from lsconv.errors import ArgumentError, MethodError, ShapeError
+from lsconv.errors import ArgumentError, MethodError
 from lsconv.inverse.damping.measured import zero_rows
 from lsconv.inverse.functions.determinants import logdet
 from lsconv.inverse.functions.triangular import triangular_factor
 from lsconv.inverse.pseudo_inverse import pinv
 from lsconv.inverse.route import penalty_plan
 from lsconv.inverse.tikhonov import tikhonov
-from lsconv.krylov.loop.problem import accept_operator
+from lsconv.krylov.loop.problem import accept_operator, accept_penalty
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
-from lsconv.operators.dtypes import real_dtype
+from lsconv.operators.dtypes import double, real_dtype
 from lsconv.operators.transforms import untraced
 
 __all__ = ["noise_level", "positive", "posterior_samples", "posterior_std"]
@@ -206,7 +206,7 @@ def noise_level(A: Any, y: Tensor, damp: float | Tensor, *, L: Any = None, x_pri
     posterior = _Posterior.of(A, damp, L)
     with torch.enable_grad():
         strength = posterior.damp.detach().expand(posterior.batch).clone().requires_grad_()
-        A_double = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
+        A_double = A.to(dtype=double(A.dtype))
         value, _ = logdet(A_double, strength, posterior.L, return_error=True)
         (slope,) = torch.autograd.grad(value.sum(), strength)
     degrees_of_freedom = A.in_numel - strength.detach() * slope / 2
@@ -235,9 +235,7 @@ class _Posterior:
     def of(cls, A: LinearOperator, damp: float | Tensor, L: Any) -> _Posterior:
         """Check the arguments of a public function."""
         real_dtype(A.dtype)
-        L = None if L is None else accept_operator(L, name="L").for_dtype(A.dtype)
-        if L is not None and L.in_shape != A.in_shape:
-            raise ShapeError(f"L: maps {L.in_shape}, expected A's in_shape {A.in_shape}")
+        L = None if L is None else accept_penalty(L, A)
         strength = positive(damp, A, "damp")
         batch = broadcast_shapes(A.batch_shape, strength.shape, () if L is None else L.batch_shape)
         return cls(A, L, strength, tuple(batch))

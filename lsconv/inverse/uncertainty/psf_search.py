@@ -157,7 +157,10 @@ class PsfSearch:
         return bool(((x[:count] - ends).abs() < 1e-3).any())
 
     def profile(self, x: Tensor, first: float) -> float:
-        """The profile of :attr:`Fit.value`: the PSF's first parameter set, its others kept, scene and noise fitted."""
+        """The least :attr:`Fit.value` for a given first parameter of the PSF.
+
+        Its other parameters are those of x; scene and noise are fitted.
+        """
         start = x.clone()
         start[0] = math.log(first)
         return self.spectra.maximise(start, fixed_count=len(self.model.names)).value

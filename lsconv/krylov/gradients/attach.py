@@ -17,7 +17,7 @@ from lsconv.krylov.gradients.backward_solves import Inverse
 from lsconv.krylov.gradients.damped_rule import NormalSolve, Solve
 from lsconv.krylov.gradients.parameters import any_requires_grad, no_autocast, parameters_of
 from lsconv.krylov.gradients.pseudo_inverse_rule import PseudoSolve
-from lsconv.krylov.gradients.solve_record import LeastSquares, Solver, System
+from lsconv.krylov.gradients.solve_record import LeastSquares, Solver, SolveRecord
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
 from lsconv.operators.observed import observed
@@ -42,22 +42,22 @@ def attach(solver: Solver, problem: LeastSquares, *, square: bool = False, rtol:
             return solver.answer(problem)[0]
     # The rules multiply with y, and unmeasured data may be NaN.
     problem = replace(problem, y=observed(problem.A, problem.y))
-    system = System(solver, problem, square, rtol)
-    outputs = Solve.apply(system, problem.y, damp, problem.x_prior, *params)
-    return system.result(outputs)
+    record = SolveRecord(solver, problem, square, rtol)
+    outputs = Solve.apply(record, problem.y, damp, problem.x_prior, *params)
+    return record.result(outputs)
 
 
 def adjoint_answer(inverse: Inverse, A: LinearOperator, v: Tensor, damp: Any) -> Tensor:
     """``A (A^H A + damp^2)^+ v``, the adjoint of ``inverse.apply``, with its gradients."""
-    system = System(None, LeastSquares(A, v, damp), False, None)
-    system.inverse = inverse
-    system.set_damping(damp)
+    record = SolveRecord(None, LeastSquares(A, v, damp), False, None)
+    record.inverse = inverse
+    record.set_damping(damp)
     given, params = damp if isinstance(damp, Tensor) else None, parameters_of(A)
     answer: Any = 0
-    if system.some_damped:
-        answer = A.apply(NormalSolve.apply(system, system.mask_items(v, True), given, *params))
-    if not system.all_damped:
-        answer = answer + PseudoSolve.apply(system, True, None, system.mask_items(v, False), *params)
+    if record.some_damped:
+        answer = A.apply(NormalSolve.apply(record, record.mask_items(v, True), given, *params))
+    if not record.all_damped:
+        answer = answer + PseudoSolve.apply(record, True, None, record.mask_items(v, False), *params)
     return answer
 
 

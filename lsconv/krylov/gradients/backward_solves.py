@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentTypeError, ConvergenceWarning, warn
+from lsconv.errors import ArgumentTypeError, ConvergenceWarning, unreported, warn
 from lsconv.krylov.cg import cg
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
+from lsconv.krylov.loop.certificate import Tolerances
 from lsconv.krylov.loop.problem import check_damp
-from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["Inverse", "gram_by_cg", "normal_by_apply", "report_failure", "set_backward_failure_hook"]
@@ -87,9 +87,8 @@ def normal_by_apply(
 
     .. math:: \|g - H v\| \le \mathrm{rtol}\, \|A\|\, \|(A v,\ \mathrm{damp}\,(v - g / \mu))\| ,
 
-    and is made here of what A itself says. Relative to g the right side is up to ``rtol ||A|| / damp``, more than a
-    forward solve with a small r leaves: ``extra_digits`` of these, as a part, are asked for in addition. An answer that
-    fails the test is refined by the same solver.
+    and is made here of what A itself says. Relative to g the right side is up to ``rtol ||A|| / damp``, so rtol is
+    multiplied by ``(damp / ||A||)^extra_digits``. An answer that fails the test is refined by the same solver.
 
     Args:
         A: the operator.
@@ -110,36 +109,36 @@ def normal_by_apply(
     norm_a = divide(codomain.norm(image), g_norm)
     rtol *= float((damping / torch.hypot(norm_a, damping)).min()) ** extra_digits
     v: Tensor | None = None
-    size, met = torch.full_like(g_norm + mu, torch.inf), torch.zeros_like(g_norm + mu, dtype=torch.bool)
+    best, passed = torch.full_like(g_norm + mu, torch.inf), torch.zeros_like(g_norm + mu, dtype=torch.bool)
     remainder = g
     while True:  # ends when no step halves the residual of an item any more
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the residual is checked below
+        # the residual is checked below
+        with unreported():
             x = apply(image, rtol)
         step = (remainder - x) * domain.broadcast(1 / mu)
-        trial = step if v is None else v + step
-        av = A.apply(trial)
-        back = A.adjoint(av)
-        residual = g - back - trial * domain.broadcast(mu)
-        norm, av_norm = domain.norm(residual), codomain.norm(av)
+        v_new = step if v is None else v + step
+        av = A.apply(v_new)
+        gram_v = A.adjoint(av)
+        residual = g - gram_v - v_new * domain.broadcast(mu)
+        residual_norm, av_norm = domain.norm(residual), codomain.norm(av)
         norm_a = torch.maximum(
-            norm_a, torch.fmax(divide(av_norm, domain.norm(trial)), divide(domain.norm(back), av_norm))
+            norm_a, torch.fmax(divide(av_norm, domain.norm(v_new)), divide(domain.norm(gram_v), av_norm))
         )
-        total = torch.hypot(av_norm, damping * domain.norm(trial - g * domain.broadcast(1 / mu)))
+        total = torch.hypot(av_norm, damping * domain.norm(v_new - g * domain.broadcast(1 / mu)))
         bound = _SLACK * torch.minimum(rtol * torch.hypot(norm_a, damping) * total, rtol**0.5 * g_norm)
         bound = torch.maximum(bound, 8 * torch.finfo(A.dtype).eps * g_norm)
-        better = norm < size
+        better = residual_norm < best
         accepted = domain.broadcast(better).real.bool()
-        v = trial if v is None else torch.where(accepted, trial, v)
-        met = torch.where(better, norm <= bound, met)
-        improving = better & (norm < 0.5 * size) & ~met
-        size = torch.where(better, norm, size)
+        v = v_new if v is None else torch.where(accepted, v_new, v)
+        passed = torch.where(better, residual_norm <= bound, passed)
+        improving = better & (residual_norm < 0.5 * best) & ~passed
+        best = torch.where(better, residual_norm, best)
         if not bool(improving.any()):
             break
         remainder = torch.where(accepted, residual, 0) * domain.broadcast(improving)
         image = A.apply(remainder)
     assert v is not None
-    failed = ~met & (g_norm > 0)
+    failed = ~passed & (g_norm > 0)
     if bool(failed.any()):
         text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge"
         warnings.warn(text, ConvergenceWarning, stacklevel=2)
@@ -162,6 +161,5 @@ def gram_by_cg(
     """
     if forward_iterations is not None:
         max_iter = min(2 * forward_iterations + 20, 10_000 if max_iter is None else max_iter)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with unreported():
         return cg(A.H @ A, g, M=N, rtol=rtol, max_iter=max_iter, check_finite=False).x

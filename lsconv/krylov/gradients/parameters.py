@@ -68,17 +68,17 @@ def parameter_vjp(
         directions: the d, all of one shape.
         cotangents: the c, all of one shape; A is applied to all pairs as one batch.
     """
-    places = [index for index, need in enumerate(needed) if need]
+    indices = [index for index, need in enumerate(needed) if need]
     d, c = (torch.stack(torch.broadcast_tensors(*tensors)) for tensors in (directions, cotangents))
 
     def image(*values: Tensor) -> Tensor:
         everything = list(params)
-        for index, tensor in zip(places, values, strict=True):
+        for index, tensor in zip(indices, values, strict=True):
             everything[index] = tensor
         B = rebuild(A, everything)
         return B.adjoint(d) if transposed else B.apply(d)
 
-    values = [params[index] for index in places]
+    values = [params[index] for index in indices]
     with no_autocast(A):
         if transforming():
             bars = torch.func.vjp(image, *values)[1](c)
@@ -91,7 +91,7 @@ def parameter_vjp(
                     image(*alias), alias, c, create_graph=twice_differentiable, allow_unused=True
                 )
     result: list[Tensor | None] = [None] * len(params)
-    for index, bar in zip(places, bars, strict=True):
+    for index, bar in zip(indices, bars, strict=True):
         result[index] = bar
     return result
 
@@ -104,18 +104,18 @@ def parameter_jvp(
     It is computed in reverse mode, as the vector-Jacobian product of the vector-Jacobian product, which is linear in
     its cotangent: torch does not nest forward mode, and some of its functions have none.
     """
-    places = [index for index, tangent in enumerate(tangents) if tangent is not None]
-    if not places:
+    indices = [index for index, tangent in enumerate(tangents) if tangent is not None]
+    if not indices:
         return None
-    values = [primals[index] for index in places]
+    values = [primals[index] for index in indices]
 
     def image(*moved: Tensor) -> Tensor:
         everything = list(primals)
-        for index, tensor in zip(places, moved, strict=True):
+        for index, tensor in zip(indices, moved, strict=True):
             everything[index] = tensor
         return function(*everything)
 
     zero = torch.zeros_like(function(*primals))
-    along = tuple(tangents[index] for index in places)
+    along = tuple(tangents[index] for index in indices)
     result: Tensor = torch.func.vjp(lambda c: torch.func.vjp(image, *values)[1](c), zero)[1](along)[0]
     return result

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.gradients.parameters import parameter_jvp, parameter_vjp, rebuild
-from lsconv.krylov.gradients.solve_record import System
+from lsconv.krylov.gradients.solve_record import SolveRecord
 from lsconv.krylov.gradients.vmap import batch_vmapped_axis, under_old_vmap
 from lsconv.operators.transforms import transforming
 
@@ -44,21 +44,21 @@ class PseudoSolve(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(system: System, transposed: bool, known: Tensor | None, y: Tensor, *params: Tensor) -> Tensor:
+    def forward(record: SolveRecord, transposed: bool, known: Tensor | None, y: Tensor, *params: Tensor) -> Tensor:
         """Solve, unless the answer is known."""
         if known is not None:
             return known.clone()
-        given, found = len(system.A.out_shape), len(system.A.in_shape)
+        given, found = len(record.A.out_shape), len(record.A.in_shape)
         if transposed:
             given, found = found, given
-        answer = system.scaled_solve("adjoint" if transposed else "apply", y, given, found)
+        answer = record.scaled_solve("adjoint" if transposed else "apply", y, given, found)
         assert answer is not None
         return answer
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Save the tensors that :meth:`backward` and :meth:`jvp` read."""
-        ctx.system, ctx.transposed, _, *tensors = inputs
+        ctx.record, ctx.transposed, _, *tensors = inputs
         ctx.save_for_backward(output, *tensors)
         ctx.save_for_forward(output, *tensors)
 
@@ -67,7 +67,7 @@ class PseudoSolve(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         """Return the cotangents of the inputs."""
         x, y, *params = ctx.saved_tensors
-        y_bar, bars = pseudo_backward(ctx.system, ctx.transposed, y, x, g, params, ctx.needs_input_grad[4:])
+        y_bar, bars = pseudo_backward(ctx.record, ctx.transposed, y, x, g, params, ctx.needs_input_grad[4:])
         return (None, None, None, unbroadcast(y_bar, y), *bars)
 
     @staticmethod
@@ -75,33 +75,33 @@ class PseudoSolve(torch.autograd.Function):
     def jvp(ctx: Any, _: None, __: None, ___: None, dy: Tensor | None, *dparams: Tensor | None) -> Tensor:
         """The tangent of the result."""
         x, y, *params = ctx.saved_tensors
-        moved = torch.zeros_like(y) if dy is None else dy
-        dx: Tensor = pseudo_tangent(ctx.system, ctx.transposed, y, x, moved, params, dparams)
+        dy = torch.zeros_like(y) if dy is None else dy
+        dx: Tensor = pseudo_tangent(ctx.record, ctx.transposed, y, x, dy, params, dparams)
         return dx
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[Any, ...], system: System, transposed: bool, known: Any, y: Tensor, *params: Any
+        info: Any, in_dims: tuple[Any, ...], record: SolveRecord, transposed: bool, known: Any, y: Tensor, *params: Any
     ) -> Any:
         """Make the mapped dimension a batch dimension."""
-        ndims = [len(system.A.out_shape), len(system.A.in_shape)]
+        ndims = [len(record.A.out_shape), len(record.A.in_shape)]
         known = None if in_dims[2] is None else known
         moved, moved_params = batch_vmapped_axis(
-            system,
+            record,
             info.batch_size,
             (y, known),
             ndims[::-1] if transposed else ndims,
             params,
             (in_dims[3], in_dims[2], *in_dims[4:]),
         )
-        return PseudoSolve.apply(system, transposed, moved[1], moved[0], *moved_params), 0
+        return PseudoSolve.apply(record, transposed, moved[1], moved[0], *moved_params), 0
 
 
 # ---------------------------------------------------------------------------------------------- the rule
 
 
 def pseudo_backward(
-    system: System,
+    record: SolveRecord,
     transposed: bool,
     y: Tensor,
     x: Tensor,
@@ -111,38 +111,38 @@ def pseudo_backward(
     z: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Cotangents of y and of A's parameters in ``x = A^+ y`` (of ``A^H`` when ``transposed``); z where it is known."""
-    A_params, needed = params[: system.count], needed[: system.count]
+    A_params, needed = params[: record.A_param_count], needed[: record.A_param_count]
     if not any(needed):
-        return PseudoSolve.apply(system, not transposed, None, g, *A_params), [None] * system.count
-    system.check_unweighted()
-    A = rebuild(system.A, A_params)
+        return PseudoSolve.apply(record, not transposed, None, g, *A_params), [None] * record.A_param_count
+    record.check_unweighted()
+    A = rebuild(record.A, A_params)
     B = A.H if transposed else A
     outputs, inputs = len(B.out_shape), len(B.in_shape)
     values_hidden = transforming()
-    r = None if system.square else y - B.apply(x)
-    fits = r is None or (not values_hidden and system.negligible(r, y, outputs))
+    r = None if record.square else y - B.apply(x)
+    consistent = r is None or (not values_hidden and record.negligible(r, y, outputs))
     # a square A with a nonzero residual is singular
-    if not (fits or values_hidden or transposed or torch.is_grad_enabled()) and B.out_numel > B.in_numel:
+    if not (consistent or values_hidden or transposed or torch.is_grad_enabled()) and B.out_numel > B.in_numel:
         # u = A q with q = (A^H A)^-1 g takes one solve instead of two
-        q = system.scaled_solve("gram_solve", g, inputs, inputs)
+        q = record.scaled_solve("gram_solve", g, inputs, inputs)
         u = None if q is None else A.apply(q)
-        if u is not None and q is not None and system.negligible(g - A.adjoint(u), g, inputs):
-            return u, parameter_vjp(system.A, False, A_params, needed, [x, q], torch.broadcast_tensors(-u, r))
-    u = PseudoSolve.apply(system, not transposed, None, g, *A_params)
+        if u is not None and q is not None and record.negligible(g - A.adjoint(u), g, inputs):
+            return u, parameter_vjp(record.A, False, A_params, needed, [x, q], torch.broadcast_tensors(-u, r))
+    u = PseudoSolve.apply(record, not transposed, None, g, *A_params)
     directions, cotangents = [x], [-u]
     if r is not None:
-        if not fits:
-            directions.append(PseudoSolve.apply(system, transposed, None, u, *A_params))
+        if not consistent:
+            directions.append(PseudoSolve.apply(record, transposed, None, u, *A_params))
             cotangents.append(r)
         w = g - B.adjoint(u)
-        if values_hidden or not system.negligible(w, g, inputs):
+        if values_hidden or not record.negligible(w, g, inputs):
             directions.append(w)
-            cotangents.append(PseudoSolve.apply(system, not transposed, z, x, *A_params))
-    return u, parameter_vjp(system.A, transposed, A_params, needed, directions, cotangents)
+            cotangents.append(PseudoSolve.apply(record, not transposed, z, x, *A_params))
+    return u, parameter_vjp(record.A, transposed, A_params, needed, directions, cotangents)
 
 
 def pseudo_tangent(
-    system: System,
+    record: SolveRecord,
     transposed: bool,
     y: Tensor,
     x: Tensor,
@@ -152,19 +152,19 @@ def pseudo_tangent(
     z: Tensor | None = None,
 ) -> Tensor:
     """Tangent of ``x = A^+ y`` (of ``A^H`` when ``transposed``); z where it is known."""
-    A_params, tangents = params[: system.count], tangents[: system.count]
+    A_params, tangents = params[: record.A_param_count], tangents[: record.A_param_count]
 
     def inverse(right: Tensor, adjoint: bool = False, known: Tensor | None = None) -> Tensor:
-        answer: Tensor = PseudoSolve.apply(system, transposed != adjoint, known, right, *A_params)
+        answer: Tensor = PseudoSolve.apply(record, transposed != adjoint, known, right, *A_params)
         return answer
 
     if all(tangent is None for tangent in tangents):
         return inverse(dy)
-    system.check_unweighted()
+    record.check_unweighted()
 
     def image(v: Tensor, adjoint: bool = False) -> Tensor:
         def of(*A_params: Tensor) -> Tensor:
-            A = rebuild(system.A, A_params)
+            A = rebuild(record.A, A_params)
             return A.adjoint(v) if transposed != adjoint else A.apply(v)
 
         moved = parameter_jvp(of, A_params, tangents)
@@ -172,12 +172,12 @@ def pseudo_tangent(
         return moved
 
     dy = dy - image(x)
-    if system.square:
+    if record.square:
         return inverse(dy)
-    A = rebuild(system.A, A_params)
+    A = rebuild(record.A, A_params)
     B = A.H if transposed else A
     r = y - B.apply(x)
-    if transforming() or not system.negligible(r, y, len(B.out_shape)):
+    if transforming() or not record.negligible(r, y, len(B.out_shape)):
         dy = dy + inverse(image(r, adjoint=True), adjoint=True)
     null_part = image(inverse(x, adjoint=True, known=z), adjoint=True)
     return inverse(dy - B.apply(null_part)) + null_part

@@ -1,4 +1,4 @@
-"""System: the record of one solve for the derivative rules: its operators, damping, answer and backward solves."""
+"""SolveRecord: one solve as the derivative rules see it, with its operators, damping, answer and backward solves."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.krylov.gradients.backward_solves import Inverse, report_failure
 from lsconv.krylov.gradients.parameters import any_requires_grad, no_autocast, parameters_of, rebuild
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, scalar_dtype
+from lsconv.krylov.loop.certificate import Tolerances
 from lsconv.krylov.loop.entry import with_item_of, without_item
 from lsconv.krylov.loop.lagrange_multipliers import collect_multipliers
 from lsconv.krylov.loop.problem import check_damp
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 
-__all__ = ["LeastSquares", "Solver", "System"]
+__all__ = ["LeastSquares", "SolveRecord", "Solver"]
 
 # The fields that every solution has as tensors; the optional ones are no output of the autograd function.
 _TENSORS = tuple(field.name for field in fields(Solution) if field.default is MISSING)
@@ -49,12 +49,12 @@ class Solver(Protocol):
         """
 
 
-class System:
+class SolveRecord:
     """The record of one solve, which the derivative rules share; its tensors are detached from autograd.
 
     Attributes:
         A, L: the operators.
-        count: number of parameters of A; those of L come after them.
+        A_param_count: the number of parameters of A; those of L come after them.
         square: A is square and regular.
         inverse: the solves of the backward pass, after :meth:`solve`.
         has_multipliers: the forward solve has found the multipliers too.
@@ -66,15 +66,15 @@ class System:
         self.solver, self.A, self.L, self.square, self.rtol = solver, problem.A, problem.L, square, rtol
         self.damp_given = problem.damp
         A_params = parameters_of(self.A)
-        self.count, self.varies = len(A_params), any_requires_grad(*A_params)
+        self.A_param_count, self._A_requires_grad = len(A_params), any_requires_grad(*A_params)
         self.inverse: Inverse | None = None
         self.solution: Solution | None = None
         self.has_multipliers = False
 
     def operators(self, params: Sequence[Tensor]) -> tuple[LinearOperator, LinearOperator | None]:
         """Return A and L with these tensors for parameters."""
-        A = rebuild(self.A, params[: self.count])
-        return A, None if self.L is None else rebuild(self.L, params[self.count :])
+        A = rebuild(self.A, params[: self.A_param_count])
+        return A, None if self.L is None else rebuild(self.L, params[self.A_param_count :])
 
     def solve(self, y: Tensor, damp: Tensor | None, x_prior: Tensor | None, params: Sequence[Tensor]) -> Any:
         """Solve, keep the inverse and the damping, and return the tensors of the solution and any multipliers."""
@@ -82,7 +82,7 @@ class System:
         A, L = self.operators([p.detach() for p in params])
         prior = None if x_prior is None else x_prior.detach()
         given = self.damp_given if damp is None else damp.detach()
-        with torch.no_grad(), no_autocast(A), collect_multipliers(self.varies and prior is None) as collected:
+        with torch.no_grad(), no_autocast(A), collect_multipliers(self._A_requires_grad and prior is None) as collected:
             problem = LeastSquares(A, y.detach(), given, L, prior)
             if y.numel() == 0:  # torch.func.vmap over nothing
                 answer, self.inverse = _answer_empty_batch(self.solver, problem)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError
-from lsconv.krylov.gradients.solve_record import System
+from lsconv.krylov.gradients.solve_record import SolveRecord
 
 __all__ = ["batch_vmapped_axis", "under_old_vmap"]
 
@@ -18,7 +18,7 @@ _OLD_VMAP = torch._C._parse_dispatch_key("Batched")
 
 
 def batch_vmapped_axis(
-    system: System,
+    record: SolveRecord,
     size: int,
     tensors: Sequence[Any],
     ndims: Sequence[int],
@@ -28,7 +28,7 @@ def batch_vmapped_axis(
     """Move the mapped dimension of all tensors, operators and damp to the front of their batch dimensions.
 
     Args:
-        system: the system.
+        record: the solve.
         size: the size of the mapped dimension.
         tensors: data, which have to carry the mapped dimension, then what may carry it (damp, prior).
         ndims: dimensions of an item in each of these.
@@ -45,34 +45,34 @@ def batch_vmapped_axis(
         0 if t is None else t.ndim - ndim - is_mapped for t, ndim, is_mapped in zip(moved, ndims, mapped, strict=True)
     ]
     plain = [p.select(dim, 0) if dim is not None else p for p, dim in zip(params, param_dims, strict=True)]
-    operators = [operator for operator in system.operators(plain) if operator is not None]
+    operators = [operator for operator in record.operators(plain) if operator is not None]
     longest = max(*batches, *(len(operator.batch_shape) for operator in operators))
     for index, (tensor, batch) in enumerate(zip(moved, batches, strict=True)):
         if tensor is not None and mapped[index]:
             moved[index] = tensor.reshape(size, *(1 for _ in range(longest - batch)), *tensor.shape[1:])
     return moved, [
-        p if dim is None else _kernel_per_item(system, plain, index, p.movedim(dim, 0), longest)
+        p if dim is None else _kernel_per_item(record, plain, index, p.movedim(dim, 0), longest)
         for index, (p, dim) in enumerate(zip(params, param_dims, strict=True))
     ]
 
 
-def _kernel_per_item(system: System, plain: list[Tensor], index: int, param: Tensor, longest: int) -> Tensor:
+def _kernel_per_item(record: SolveRecord, plain: list[Tensor], index: int, param: Tensor, longest: int) -> Tensor:
     """Put the mapped dimension of one parameter in front of its batch dimensions, if its operator accepts that.
 
     Args:
-        system: the system.
+        record: the solve.
         plain: the parameters of A and L without the mapped dimension.
         index: the number of the parameter.
         param: it, with the mapped dimension first.
         longest: the number of batch dimensions of the result.
     """
-    of_penalty = index >= system.count  # the parameters of A come first
-    before = system.operators(plain)[of_penalty]
+    of_penalty = index >= record.A_param_count  # the parameters of A come first
+    before = record.operators(plain)[of_penalty]
     assert before is not None
     missing = longest - len(before.batch_shape)
     param = param.reshape(param.shape[0], *(1 for _ in range(missing)), *param.shape[1:])
     try:
-        after = system.operators([*plain[:index], param, *plain[index + 1 :]])[of_penalty]
+        after = record.operators([*plain[:index], param, *plain[index + 1 :]])[of_penalty]
         assert after is not None
         served = after.in_shape == before.in_shape and after.batch_shape == (
             param.shape[0], *(1 for _ in range(missing)), *before.batch_shape
@@ -107,18 +107,18 @@ def under_old_vmap(rule: Callable[..., Any]) -> Callable[..., Any]:
             torch._remove_batch_dim(t, level, 1, 0) if t is not None and is_mapped else t
             for t, is_mapped in zip(given, mapped, strict=True)
         ]
-        places = [index for index, is_mapped in enumerate(mapped) if is_mapped]
+        indices = [index for index, is_mapped in enumerate(mapped) if is_mapped]
         found: Any = None
 
         def tensors(*moved: Tensor) -> tuple[Tensor, ...]:
             nonlocal found
             everything = list(plain)
-            for index, tensor in zip(places, moved, strict=True):
+            for index, tensor in zip(indices, moved, strict=True):
                 everything[index] = tensor
             found = rule(ctx, *everything)
             return tuple(t for t in (found if isinstance(found, tuple) else (found,)) if t is not None)
 
-        answers = iter(torch.func.vmap(tensors)(*(plain[index] for index in places)))
+        answers = iter(torch.func.vmap(tensors)(*(plain[index] for index in indices)))
         if not isinstance(found, tuple):
             return torch._add_batch_dim(next(answers), 0, level)
         return tuple(None if t is None else torch._add_batch_dim(next(answers), 0, level) for t in found)

@@ -20,16 +20,15 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.loop.batched_scalars import Scalar, scalar_dtype
-from lsconv.krylov.loop.evidence import RankThreshold
+from lsconv.krylov.loop.certificate import LENGTH_LIMIT, RankThreshold
 from lsconv.krylov.loop.iteration import iterate
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.lagrange_multipliers import collect_multipliers, pass_multipliers
 from lsconv.krylov.loop.method import Method
-from lsconv.krylov.loop.null_space import settle_null_space
+from lsconv.krylov.loop.null_space import verify_null_space
 from lsconv.krylov.loop.options import Options
 from lsconv.krylov.loop.problem import Problem
 from lsconv.krylov.loop.solution import History, Solution, report
-from lsconv.krylov.loop.stopping import EXCUSED
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import CACHE_BYTES, broadcast_shapes
 from lsconv.operators.transforms import transforming
@@ -57,7 +56,7 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
     if size >= items:
         start, extract = build(problem)
         solution = iterate(problem, options, start, extract=extract, square=square, name=name, quiet=True)
-        solution = _checked_null_space(solution, problem, options, build)
+        solution = _verified_null_space(solution, problem, options, build)
         report(solution, name, raise_on_failure=options.raise_on_failure)
         return solution
     solutions, multipliers = [], []
@@ -71,19 +70,19 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
     found = [z for z in multipliers if z is not None]
     if len(found) == len(solutions):
         pass_multipliers(solution.x, torch.cat(found).reshape(*problem.batch, *problem.A.out_shape))
-    solution = _checked_null_space(solution, problem, options, build)
+    solution = _verified_null_space(solution, problem, options, build)
     report(solution, name, raise_on_failure=options.raise_on_failure)
     return solution
 
 
-def _checked_null_space(solution: Solution, problem: Problem, options: Options, build: Setup) -> Solution:
+def _verified_null_space(solution: Solution, problem: Problem, options: Options, build: Setup) -> Solution:
     """Compare the items that may have a part in the null space of A with the shortest solution."""
     tolerances = options.tolerances
     judge = Judge(problem.A, tolerances, solution.damp, rounding=tolerances.rounding,
-                  rank=RankThreshold(length_limit=EXCUSED))  # fmt: skip
+                  rank=RankThreshold(length_limit=LENGTH_LIMIT))  # fmt: skip
     certify = functools.partial(judge.solution, y=problem.y, iterations=solution.iterations)
     shortest = functools.partial(_shortest, problem, options, build)
-    return settle_null_space(solution, solution.x, problem.y, problem.A, tolerances, shortest, certify)
+    return verify_null_space(solution, solution.x, problem.y, problem.A, tolerances, shortest, certify)
 
 
 def _shortest(problem: Problem, options: Options, build: Setup, y: Tensor, rtol: float) -> Tensor:

@@ -32,6 +32,7 @@ __all__ = [
     "hypot",
     "maximum",
     "minimum",
+    "no_item",
     "quotient",
     "root",
     "rotation",
@@ -328,6 +329,11 @@ def unbounded(a: Scalar) -> Any:
 def any_item(items: Scalar) -> bool:
     """Tell whether a condition holds for at least one item; the host waits for the device."""
     return bool(items.any()) if isinstance(items, Tensor) else bool(items)
+
+
+def no_item(items: Scalar) -> Scalar:
+    """False for every item."""
+    return torch.zeros_like(items) if isinstance(items, Tensor) else False
 
 
 def binary_unit(norm: Scalar) -> Scalar:

@@ -101,16 +101,17 @@ class _AugmentedColumnsMethod(Method):
     def __init__(self, inner: Method, problem: Problem, damp: Scalar) -> None:
         self.inner, self.space, self.damp = inner, problem.domain, damp
         self.eps = torch.finfo(problem.A.dtype).eps
-        self._read()
+        self._update_estimates()
 
     def solution(self) -> Tensor:
         return self.inner.solution()
 
     def step(self, running: Scalar) -> None:
         self.inner.step(running)
-        self._read()
+        self._update_estimates()
 
-    def _read(self) -> None:
+    def _update_estimates(self) -> None:
+        """Set the estimates of the damped problem in x, from those of the inner method."""
         inner, rho = self.inner, self.inner.residual
         z_norm: Scalar = self.space.safe_norm(inner.solution())
         self.operator_norm = inner.operator_norm

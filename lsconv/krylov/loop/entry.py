@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import inspect
 import numbers
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
@@ -17,7 +16,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning
+from lsconv.errors import ArgumentError, ArgumentTypeError, unreported
 from lsconv.krylov.loop.problem import accept_operator
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
@@ -25,7 +24,7 @@ from lsconv.operators.batch_layout import broadcast_shapes
 __all__ = ["checks_numbers", "serves_empty_batches", "with_item_of", "without_item"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-_LIKE_X = ("x0", "x_prior")
+_SHAPED_LIKE_X = ("x0", "x_prior")
 _ABOUT_ITEMS = ("callback", "progress", "raise_on_failure")  # options that do not apply to an empty batch
 
 
@@ -55,7 +54,8 @@ def serves_empty_batches(
             operator = accept_operator(A, y)
             shapes = {n: t.shape for n, t in given.items() if isinstance(t, Tensor) and n != first}
             shapes.pop("L", None)
-            ndims = {n: len(operator.in_shape) if n in _LIKE_X else 0 for n in shapes} | {second: len(item(operator))}
+            ndims = {n: len(operator.in_shape) if n in _SHAPED_LIKE_X else 0 for n in shapes}
+            ndims[second] = len(item(operator))
             if "penalty_data" in shapes:
                 L = given.get("L")
                 ndims["penalty_data"] = len(operator.in_shape if L is None else accept_operator(L, name="L").out_shape)
@@ -71,8 +71,7 @@ def serves_empty_batches(
             for n in shapes:
                 given[n] = with_item_of(given[n], given[n].ndim - ndims[n], 0 if ndims[n] else 1)
             given = {n: value for n, value in given.items() if n not in _ABOUT_ITEMS}
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
+            with unreported():
                 return without_item(function(**{**given, first: A}), batch)
 
         return cast(_Function, run)
@@ -89,26 +88,25 @@ def with_item_of(tensor: Tensor, batch_ndim: int, value: float = 0) -> Tensor:
     return tensor
 
 
-def without_item(answer: Any, batch: Sequence[int], *, of_items: bool = True) -> Any:
+def without_item(answer: Any, batch: Sequence[int], *, vectors: bool = True) -> Any:
     """Remove the item that :func:`with_item_of` added from an answer.
 
     Args:
         answer: a tensor or an array, or an object that has some.
         batch: the batch dimensions.
-        of_items: tensors are vectors behind the batch dimensions; else scalars, or rows of scalars.
+        vectors: the tensors hold a vector per item, behind the batch dimensions; False: a scalar, or rows of scalars.
     """
     if hasattr(answer, "shape"):
-        rows = 0 if of_items else answer.ndim - len(batch)
+        rows = 0 if vectors else answer.ndim - len(batch)
         if rows not in (0, 1):
             return answer
         where = [slice(None)] * rows + [slice(0, size) for size in batch]
         return answer[tuple(where)]
     if isinstance(answer, tuple):
-        return tuple(without_item(value, batch, of_items=of_items) for value in answer)
+        return tuple(without_item(value, batch, vectors=vectors) for value in answer)
     if is_dataclass(answer) and not isinstance(answer, type):
         parts = {
-            f.name: without_item(getattr(answer, f.name), batch, of_items=f.name in ("x", "std"))
-            for f in fields(answer)
+            f.name: without_item(getattr(answer, f.name), batch, vectors=f.name in ("x", "std")) for f in fields(answer)
         }
         return replace(answer, **parts)
     return answer
@@ -148,6 +146,7 @@ def checks_numbers(function: _Function) -> _Function:
 
 
 def _number(name: str, value: Any, kind: type[Any], least: float) -> Any:
+    """Check a number of this kind, or a tensor of one, and return it."""
     given = value
     if isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex():
         value = value.item()
@@ -161,6 +160,7 @@ def _number(name: str, value: Any, kind: type[Any], least: float) -> Any:
 
 
 def _bounds(bounds: Any) -> tuple[Any, Any]:
+    """Check the lowest and the highest value, and return both."""
     try:
         low, high = bounds
     except (TypeError, ValueError, RuntimeError):

@@ -18,17 +18,22 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import PreconditionerError
-from lsconv.krylov.loop.batched_scalars import Scalar, any_item, at_least, hypot, unbounded, where
-from lsconv.krylov.loop.certificate import Certificate
-from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
-from lsconv.krylov.loop.judge import Judge, norm_from_below
+from lsconv.krylov.loop.batched_scalars import Scalar, any_item, at_least, hypot, no_item, unbounded, where
+from lsconv.krylov.loop.certificate import (
+    LENGTH_LIMIT,
+    Certificate,
+    NormBounds,
+    NullSpaceBound,
+    RankThreshold,
+    norm_from_below,
+)
+from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.lagrange_multipliers import record_multipliers
 from lsconv.krylov.loop.method import Cause, Method
 from lsconv.krylov.loop.monitor import Monitor
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem
 from lsconv.krylov.loop.solution import Solution, Status, report
-from lsconv.krylov.loop.stopping import EXCUSED
 from lsconv.operators.batch_layout import select
 
 __all__ = ["iterate"]
@@ -83,7 +88,7 @@ class _Loop:
         self.damp: Scalar = 0.0 if problem.damp is None else problem.scalar(problem.damp)
         # Items for which a restart has shown that the gradient is only rounding. A method that chooses the damping is
         # not restarted, so all of its items count as confirmed.
-        self.confirmed: Scalar = (0 * self.y_norm == 1) if selection is None else (0 * self.y_norm == 0)
+        self.confirmed: Scalar = problem.scalar(torch.full_like(problem.nonfinite, selection is not None))
         self._sharper_norm: Scalar | None = None
         self.stopped = False
         self.bar: Any = None
@@ -93,7 +98,7 @@ class _Loop:
         """Iterate and certify, and restart the items whose certificate refutes the estimates, while that helps."""
         monitor = self.monitor
         iterate, multipliers, certificate = self.problem.x0, None, None
-        excused: Scalar = 0 * self.y_norm == 1
+        excused = no_item(self.confirmed)
         try:
             while True:
                 method = self._one_pass(iterate)
@@ -111,7 +116,7 @@ class _Loop:
                     sharpen=certificate is not None or not claimed,
                 )
                 if iterate is None or certificate is None:
-                    improved = new.tolerance_ratio == new.tolerance_ratio
+                    improved = new.tolerance_ratio == new.tolerance_ratio  # not NaN
                     iterate, multipliers, certificate = new_iterate, new_multipliers, new
                 else:
                     improved = new.tolerance_ratio < 0.5 * certificate.tolerance_ratio
@@ -195,7 +200,7 @@ class _Loop:
             rounding=tolerances.rounding,
             square=self.square,
             norm=NormBounds(self.monitor.operator_norm, sharper=self._sharpen),
-            rank=RankThreshold(length_limit=EXCUSED),
+            rank=RankThreshold(length_limit=LENGTH_LIMIT),
             null_space=NullSpaceBound(
                 where(self.damp > 0, tolerances.null_share, math.inf),
                 tolerances.eps if problem.x0 is None and problem.N is None else None,
@@ -228,7 +233,7 @@ class _Loop:
         residual_ok, gradient_ok = method.converged(problem, x, certificate, judge)
         gradient_ok = gradient_ok & ((certificate.excused == 0) | self.confirmed)
         met = (residual_ok | gradient_ok) & (problem.scalar(problem.zero) == 0)
-        doubtful = 0 * met
+        doubtful = no_item(met)
         # A start or N takes iterates out of the range of A^H; with [A, damp I] rounding does, where s is large.
         if judge.null_space.range_eps is None or problem.M is not None or method.leaves_range:
             doubtful = met & judge.exceeds_null_share(certificate)

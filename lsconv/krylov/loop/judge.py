@@ -32,19 +32,28 @@ from lsconv.krylov.loop.batched_scalars import (
     hypot,
     maximum,
     minimum,
+    no_item,
     quotient,
     scalar_dtype,
     unbounded,
     where,
 )
-from lsconv.krylov.loop.certificate import Certificate, Norms
-from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
+from lsconv.krylov.loop.certificate import (
+    LENGTH_LIMIT,
+    Certificate,
+    NormBounds,
+    Norms,
+    NullSpaceBound,
+    RankThreshold,
+    Tolerances,
+    most_condition,
+    norm_from_below,
+)
 from lsconv.krylov.loop.solution import History, Solution, Status
-from lsconv.krylov.loop.stopping import EXCUSED, Tolerances, most_condition
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 
-__all__ = ["Judge", "norm_from_below"]
+__all__ = ["Judge"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +99,7 @@ class Judge:
         Args:
             x: ``(*batch, *in_shape)``; not finite, it converges nowhere.
             y: ``(*batch, *out_shape)``.
-            prior_norm: norm of the prior, where x and y are what a prior leaves of them: they carry its rounding.
+            prior_norm: norm of the prior that was subtracted from x, and its image from y: they carry its rounding.
             host_scalars: there is one item, and scalars are Python numbers, here and in the certificate.
             sharpen: find a better bound of ``||A||`` where a test depends on it.
         """
@@ -159,8 +168,8 @@ class Judge:
             norms: tensors of the batch shape, or Python numbers for one item.
             sharpen: finds a better lower bound of ``||A||``, called where a test depends on it; None: there is none.
         """
-        tolerances, rank, rcond = self.tolerances, self.rank, self.rank.rcond
-        eps, smallest = torch.finfo(self.A.dtype).eps, torch.finfo(scalar_dtype(self.A.device)).tiny
+        tolerances, rank = self.tolerances, self.rank
+        smallest = torch.finfo(scalar_dtype(self.A.device)).tiny
         host_scalars, y_norm, x_norm = not isinstance(norms.y, Tensor), norms.y, norms.x
         r_norm, g_norm = norms.residual, norms.gradient
         damp = self._damp(() if host_scalars else tuple(y_norm.shape), host_scalars)
@@ -178,31 +187,22 @@ class Judge:
                 operator_norm, hypot(sharper if host_scalars else sharper.expand(y_norm.shape), damp)
             )
             gradient_bound = tolerances.gradient_bound(operator_norm, objective)
-        upper_norm = operator_norm if self.norm.upper is None else self.norm.upper
         # Where eps ||A|| ||x|| exceeds the tolerance the residual is dominated by rounding, and proves nothing.
-        resolved = eps * operator_norm * x_norm <= 30 * residual_bound
-        residual_met = (r_norm <= residual_bound) & resolved
-        # The rounding of the gradient is proportional to ||x||. All of it is allowed where the residual test is met,
-        # else that of an x no longer than a solution whose singular values are above the threshold.
-        threshold = at_least(maximum(max(rcond, rank.length_limit) * operator_norm, 2 * damp), smallest)
-        excused_length = where(residual_met, x_norm, minimum(x_norm, y_norm / threshold))
-        rounding = eps if self.rounding is None else self.rounding
-        rounding_level = 8 * rounding * (upper_norm * excused_length + y_norm)
+        resolved = torch.finfo(self.A.dtype).eps * operator_norm * x_norm <= 30 * residual_bound
+        residual_met, gradient_met = (r_norm <= residual_bound) & resolved, g_norm <= gradient_bound
+        upper_norm = operator_norm if self.norm.upper is None else self.norm.upper
+        rounding = self._residual_rounding(norms, operator_norm, upper_norm, damp, residual_met)
         if norms.prior is not None:
-            rounding_level = rounding_level + 16 * tolerances.eps * upper_norm * norms.prior
-            residual_bound = maximum(residual_bound, rounding_level)
-            objective_at_zero = objective_at_zero + rounding_level
-        gradient_met = g_norm <= gradient_bound
-        gradient_bound = maximum(gradient_bound, upper_norm * rounding_level)
+            residual_bound = maximum(residual_bound, rounding)
+            objective_at_zero = objective_at_zero + rounding
+        gradient_bound = maximum(gradient_bound, upper_norm * rounding)
         if rank.truncated:
-            gradient_bound = maximum(gradient_bound, where(damp > 0, 0.0, rcond * upper_norm * r_norm))
+            gradient_bound = maximum(gradient_bound, where(damp > 0, 0.0, rank.rcond * upper_norm * r_norm))
         finite = unbounded(x_norm) == 0
         no_worse = (objective <= objective_at_zero) & finite
         residual_ok = (objective <= residual_bound) & finite & resolved
-        # a longer x has components along singular values that count as zero
-        most_condition_number = max(tolerances.conlim, most_condition(tolerances.eps), 1 / rcond if rcond > 0 else 0.0)
-        short = (damp > 0) | (operator_norm * x_norm <= most_condition_number * y_norm)
-        gradient_ok = (g_norm <= gradient_bound) & no_worse & short & (not self.square)
+        gradient_ok = (g_norm <= gradient_bound) & no_worse & self._is_short(norms, operator_norm, damp)
+        gradient_ok = gradient_ok & (not self.square)
         tolerance_ratio = objective / at_least(residual_bound, smallest)
         if not self.square:
             gradient_ratio = g_norm / at_least(gradient_bound, smallest)
@@ -224,6 +224,27 @@ class Judge:
             tolerance_ratio=tolerance_ratio,
             gradient_bound=gradient_bound,
         )
+
+    def _residual_rounding(
+        self, norms: Norms, operator_norm: Scalar, upper_norm: Scalar, damp: Scalar, residual_met: Scalar
+    ) -> Scalar:
+        """The rounding allowed to ``y - A x``; times ``||A||`` it is that of the gradient.
+
+        It is proportional to ``||x||``. All of it is allowed where the residual test is met, else that of an x no
+        longer than a solution whose singular values are above the threshold.
+        """
+        eps, smallest = torch.finfo(self.A.dtype).eps, torch.finfo(scalar_dtype(self.A.device)).tiny
+        limit = max(self.rank.rcond, self.rank.length_limit)
+        threshold = at_least(maximum(limit * operator_norm, 2 * damp), smallest)
+        length = where(residual_met, norms.x, minimum(norms.x, norms.y / threshold))
+        level = 8 * (eps if self.rounding is None else self.rounding) * (upper_norm * length + norms.y)
+        return level if norms.prior is None else level + 16 * self.tolerances.eps * upper_norm * norms.prior
+
+    def _is_short(self, norms: Norms, operator_norm: Scalar, damp: Scalar) -> Scalar:
+        """Tell whether x is short enough to have no components along singular values that count as zero."""
+        rcond, tolerances = self.rank.rcond, self.tolerances
+        condition = max(tolerances.conlim, most_condition(tolerances.eps), 1 / rcond if rcond > 0 else 0.0)
+        return (damp > 0) | (operator_norm * norms.x <= condition * norms.y)
 
     def _adjoint(self, residual: Tensor) -> Tensor | None:
         """``A^H residual``; None for the operator of a square system that has no adjoint."""
@@ -277,7 +298,7 @@ class Judge:
         x, y, damp = x.expand(*batch, *A.in_shape), y.expand(*batch, *A.out_shape), damp.expand(batch)
         answer = x if prior is None else prior + x
         answer = answer if self.dtype is None else answer.to(self.dtype)
-        returned = answer.to(x.dtype) if prior is None else answer.to(x.dtype) - prior
+        x_rounded = answer.to(x.dtype) if prior is None else answer.to(x.dtype) - prior
         # a single item on the CPU has Python numbers for scalars
         host_scalars = batch.numel() == 1 and type(x) is type(y) is Tensor and A.device.type == "cpu"
         judge = replace(self, damp=damp)
@@ -291,29 +312,28 @@ class Judge:
         if answer.dtype == x.dtype:
             certificate = before_rounding = judge.certify(x, y, prior_norm=prior_norm, host_scalars=host_scalars)
             converged = certificate.converged
-            rounded = converged != converged  # no item
+            rounded = no_item(converged)
         else:
-            certificate, before_rounding = judge._certify_rounded(x, returned, y, prior_norm, host_scalars)
+            certificate, before_rounding = judge._certify_rounded(x, x_rounded, y, prior_norm, host_scalars)
             converged = certificate.converged
-            rounded = converged != converged
+            rounded = no_item(converged)
             if before_rounding is not certificate:
                 rounded = before_rounding.converged & certificate.no_worse & (converged == 0)
                 if self.judges_unrounded:
                     converged = converged & (before_rounding.converged | (certificate.excused == 0))
         zero = certificate.data_norm == 0
-        doubtful = converged != converged  # no item
-        if self.null_space.share is not None:
-            doubtful = (converged | rounded) & (zero == 0) & judge.exceeds_null_share(before_rounding)
-            if self.null_space.exists is not None and any_item(doubtful):
-                exists = self.null_space.exists()
-                doubtful = doubtful & (bool(exists) if host_scalars else exists)
+        doubtful = judge._null_space_suspects((converged | rounded) & (zero == 0), before_rounding, host_scalars)
         code = otherwise.code if isinstance(otherwise, Status) else otherwise
-        codes = where(rounded, Status.ROUNDED.code, _number(code) if host_scalars else code)
-        codes = where(certificate.gradient_ok & converged, Status.GRADIENT.code, codes)
-        codes = where(certificate.residual_ok, Status.RESIDUAL.code, codes)
-        codes = where(doubtful, Status.RANK_DEFICIENT.code, codes)
-        codes = where(zero & converged, Status.ZERO.code, codes)
-        codes = where(unbounded(certificate.residual_norm), Status.NON_FINITE.code, codes)
+        codes: Scalar = _number(code) if host_scalars else code
+        for items, status in (
+            (rounded, Status.ROUNDED),
+            (certificate.gradient_ok & converged, Status.GRADIENT),
+            (certificate.residual_ok, Status.RESIDUAL),
+            (doubtful, Status.RANK_DEFICIENT),
+            (zero & converged, Status.ZERO),
+            (unbounded(certificate.residual_norm), Status.NON_FINITE),
+        ):
+            codes = where(items, status.code, codes)
 
         def per_item(values: Scalar, dtype: torch.dtype | None = None) -> Tensor:
             if host_scalars and not isinstance(values, Tensor):
@@ -335,8 +355,18 @@ class Judge:
             excused=excused,
         )
 
+    def _null_space_suspects(self, items: Scalar, certificate: Certificate, host_scalars: bool) -> Scalar:
+        """The items, of these, whose x may have too large a part in a null space that A may have."""
+        if self.null_space.share is None:
+            return no_item(items)
+        suspects = items & self.exceeds_null_share(certificate)
+        if self.null_space.exists is not None and any_item(suspects):
+            exists = self.null_space.exists()
+            suspects = suspects & (bool(exists) if host_scalars else exists)
+        return suspects
+
     def _certify_rounded(
-        self, x: Tensor, returned: Tensor, y: Tensor, prior_norm: Scalar | None, host_scalars: bool
+        self, x: Tensor, x_rounded: Tensor, y: Tensor, prior_norm: Scalar | None, host_scalars: bool
     ) -> tuple[Certificate, Certificate]:
         """Certify x rounded to its dtype, and, where that leaves a doubt, x before rounding.
 
@@ -344,9 +374,9 @@ class Judge:
             Both certificates; the same one twice where there is no doubt.
         """
         # Rounding x changes its gradient, which is allowed unless x is long.
-        length_limit = max(self.rank.rcond, self.rank.length_limit, EXCUSED)
+        length_limit = max(self.rank.rcond, self.rank.length_limit, LENGTH_LIMIT)
         storing = replace(self, rounding=self.tolerances.eps, rank=RankThreshold(length_limit=length_limit))
-        certificate = storing.certify(returned, y, prior_norm=prior_norm, host_scalars=host_scalars, sharpen=False)
+        certificate = storing.certify(x_rounded, y, prior_norm=prior_norm, host_scalars=host_scalars, sharpen=False)
         doubtful = certificate.converged == 0
         if self.judges_unrounded:
             doubtful = doubtful | certificate.excused
@@ -363,21 +393,3 @@ class Judge:
 def _number(value: Scalar) -> Scalar:
     """Convert a tensor of one entry to a number; anything else is returned unchanged."""
     return value.item() if isinstance(value, Tensor) else value
-
-
-def norm_from_below(A: LinearOperator, steps: int = 6, *, host_scalars: bool = False) -> Scalar:
-    """A lower bound of ``||A||``, per item, by a few steps of the power method from random numbers.
-
-    Args:
-        A: the operator.
-        steps: how many.
-        host_scalars: there is one item, and the bound is a Python number.
-    """
-    space = OneItem if host_scalars else ItemSpace
-    domain, codomain = space(A.in_shape, A.dtype, A.device), space(A.out_shape, A.dtype, A.device)
-    generator = torch.Generator(device=A.device).manual_seed(0)
-    v = torch.randn(*A.batch_shape, *A.in_shape, dtype=A.dtype, device=A.device, generator=generator)
-    for _ in range(steps):
-        image = A.apply(v * domain.broadcast(divide(1.0, domain.safe_norm(v))))
-        v = A.adjoint(image)
-    return codomain.safe_norm(image)

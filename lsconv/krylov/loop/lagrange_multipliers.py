@@ -25,13 +25,13 @@ LSMR's h is this w. The directions of its x are :math:`\bar h_k = h_k + b_k \bar
 :math:`z_k = z_{k-1} + (\bar c_k \psi_k / \rho_k \bar\rho_k)\, \bar\tau_k`. No :math:`\rho` is smaller than the smallest
 positive singular value of A, so z is as accurate as x.
 
-CGLS and CRAIG have it simpler: the directions of CGLS are made of gradients :math:`A^H r`, those of z of the same r;
+For CGLS and CRAIG it is simpler: the directions of CGLS are made of gradients :math:`A^H r`, those of z of the same r;
 in CRAIG's :math:`x_k = x_{k-1} + \zeta_k v_k` each :math:`v_k` is :math:`A^H p_k` with
 :math:`\alpha_k p_k = u_k - \beta_k p_{k-1}`.
 
 The part of y outside the range of A would enter z, and grow there. So no z is handed over for an answer with a
-residual, nor one that misses x, which :func:`record_multipliers` finds out by one application of :math:`A^H`; a solve
-finds z then.
+residual, nor one whose :math:`A^H z` is not x, which :func:`record_multipliers` finds out by one application of
+:math:`A^H`; a solve finds z then.
 """
 
 from __future__ import annotations
@@ -114,11 +114,11 @@ def pass_multipliers(x: Tensor, z: Tensor) -> None:
 
 
 class _Multipliers:
-    """z in step with x by the rotations of LSQR, item by item; see the head of this file.
+    """The z that belongs to x, by the rotations of LSQR, item by item; see the head of this file.
 
     Args:
         u: the first u.
-        space: where it lives.
+        space: the arithmetic of u.
     """
 
     def __init__(self, u: Tensor, space: ItemSpace) -> None:
@@ -128,7 +128,7 @@ class _Multipliers:
         self.z = torch.zeros_like(self.e)
 
     def update_direction(self, c: Scalar, s: Scalar, ratio: Scalar, u: Tensor) -> None:
-        """``e_k`` and ``tau_{k+1}``; of the newest u, and ``ratio`` of the newest alpha to rho."""
+        """Update ``e_k`` and ``tau_{k+1}``, given the newest u and ``ratio``, the newest alpha over rho."""
         space = self.space
         space.add(space.scale(self.e, s), -c, u, out=self.e)
         space.add(self.e, s * ratio * ratio, self.tau, out=self.tau)
@@ -138,7 +138,7 @@ class LSQRMultipliers(_Multipliers):
     """The multipliers of LSQR."""
 
     def step(self, phibar: Scalar, inverse: Scalar) -> None:
-        """``z_k``; of ``phibar`` before the rotation, and ``1 / rho``, or 0 for an item that has stopped."""
+        """Update z to ``z_k``, given ``phibar`` before the rotation and ``1 / rho`` (0 for a stopped item)."""
         self.space.add(self.z, phibar * inverse * inverse, self.tau, out=self.z)
 
 
@@ -151,7 +151,13 @@ class LSMRMultipliers(_Multipliers):
         self.taubar = torch.zeros_like(self.e)
 
     def step(self, back: Scalar, forward: Scalar, growth: Scalar) -> None:
-        """``z_k``; of the factors of hbar, ``cbar / (rho rhobar)`` or 0, and ``beta / rhobar``."""
+        """Update z to ``z_k``.
+
+        Args:
+            back: the factor of ``hbar_{k-1}`` in ``hbar_k``.
+            forward: ``cbar / (rho rhobar)``, 0 for an item that has stopped.
+            growth: ``beta / rhobar``.
+        """
         space = self.space
         space.add(self.tau, back * self.ratio, self.taubar, out=self.taubar)
         space.add(self.z, forward * self.psi, self.taubar, out=self.z)
@@ -170,11 +176,11 @@ class CGLSMultipliers:
         self.space, self.t, self.z = space, torch.zeros_like(r), torch.zeros_like(r)
 
     def step(self, step: Scalar) -> None:
-        """``z_k``."""
+        """Update z along t."""
         self.space.add(self.z, step, self.t, out=self.z)
 
     def update_direction(self, ratio: Scalar, scale: Scalar, r: Tensor) -> None:
-        """``ratio t + scale r``, as p is made of itself and ``A^H r``."""
+        """Update t to ``ratio t + scale r``, as p becomes ``ratio p + scale A^H r``."""
         self.space.add(self.space.scale(self.t, ratio), scale, r, out=self.t)
 
 
@@ -185,7 +191,7 @@ class CRAIGMultipliers:
         self.space, self.p, self.z = space, torch.zeros_like(u), torch.zeros_like(u)
 
     def step(self, zeta: Scalar, beta: Scalar, inverse: Scalar, u: Tensor) -> None:
-        """``p_k`` and ``z_k``; of ``1 / alpha``, or 0 for an item that has stopped."""
+        """Update ``p_k`` and ``z_k``, given ``1 / alpha`` (0 for a stopped item)."""
         space = self.space
         space.add(space.scale(self.p, -beta * inverse), inverse, u, out=self.p)
         space.add(self.z, zeta, self.p, out=self.z)

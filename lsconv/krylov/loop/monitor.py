@@ -109,7 +109,7 @@ class Monitor:
 
 
 def _raised(bound: Scalar, other: Scalar) -> Scalar:
-    """The larger one, and the other one where one is NaN."""
+    """The larger one; where one is NaN, the other."""
     if isinstance(bound, Tensor):
         return torch.fmax(bound, other)
     return other if other > bound else bound

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
+from lsconv.krylov.loop.certificate import Tolerances
 from lsconv.krylov.loop.solution import Solution, Status
-from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["LOST_SHARE", "misses_null_part", "settle_null_space"]
+__all__ = ["LOST_SHARE", "misses_null_part", "verify_null_space"]
 
 # A random vector loses about 1 / sqrt(n) of its norm per null vector. A loss of less than this part of that is
 # rounding.
@@ -43,7 +43,7 @@ def misses_null_part(A: LinearOperator, batch: torch.Size, solve: Callable[[Tens
     return ~(lost <= LOST_SHARE / math.sqrt(A.in_numel) * space.norm(w)).all(0)
 
 
-def settle_null_space(
+def verify_null_space(
     solution: Solution,
     x: Tensor,
     y: Tensor,
@@ -52,18 +52,18 @@ def settle_null_space(
     shortest: Callable[[Tensor, float], Tensor],
     judge: Callable[[Tensor], Solution],
 ) -> Solution:
-    """Decide on the items whose x may have a part in the null space, by the shortest solution of ``A x' = A x``.
+    """Verify the items whose x may have a part in the null space, by the shortest solution of ``A x' = A x``.
 
     An item whose x is close to x' has converged. Otherwise x' replaces x if x' has converged and ``A x' = A x`` to the
     tolerance. With damping the null-space part of x is also that of ``d = x - A^H (y - A x) / damp^2``, which is small,
     so that the shortest solution of ``A d' = A d`` is needed to few digits only.
 
     Args:
-        solution: the items to decide on have the status :attr:`Status.RANK_DEFICIENT`.
+        solution: the items to verify have the status :attr:`Status.RANK_DEFICIENT`.
         x: the x of the solution, in the dtype of A.
         y: the data.
         A: the operator.
-        tolerances: of the solve.
+        tolerances: those of the solve.
         shortest: the least-norm solution for consistent data, to a tolerance, by a method that stays in the range of
             ``A^H``.
         judge: from an x to its certified solution.
@@ -74,22 +74,22 @@ def settle_null_space(
     space = ItemSpace(A.in_shape, A.dtype, A.device)
     x = torch.where(space.broadcast(doubtful).bool(), x, 0)
     allowed = tolerances.null_share * space.safe_norm(x)
-    clear = torch.zeros_like(doubtful)
+    verified = torch.zeros_like(doubtful)
     damped = doubtful & (solution.damp > 0)
     if bool(damped.any()):
         mu = space.broadcast(torch.where(damped, solution.damp.square(), 1.0))
         d = torch.where(space.broadcast(damped).bool(), x - A.adjoint(y - A.apply(x)) / mu, 0)
         digits = torch.where(damped, divide(allowed, space.safe_norm(d)), 1.0).amin()
         d = d - shortest(A.apply(d), min(max(0.1 * float(digits), 10 * tolerances.eps), 0.1))
-        clear = damped & (space.safe_norm(d) <= allowed)
-    x = torch.where(space.broadcast(clear).bool(), 0, x)
+        verified = damped & (space.safe_norm(d) <= allowed)
+    x = torch.where(space.broadcast(verified).bool(), 0, x)
     # a smaller tolerance would fit the rounding of A x
-    other = x if bool((clear == doubtful).all()) else shortest(A.apply(x), 0.1 * tolerances.rtol)
-    clear = clear | (doubtful & (space.safe_norm(other - x) <= allowed))
-    answer, outputs = judge(other), ItemSpace(A.out_shape, A.dtype, A.device)
+    shortest_x = x if bool((verified == doubtful).all()) else shortest(A.apply(x), 0.1 * tolerances.rtol)
+    verified = verified | (doubtful & (space.safe_norm(shortest_x - x) <= allowed))
+    answer, outputs = judge(shortest_x), ItemSpace(A.out_shape, A.dtype, A.device)
     # An iteration that small singular values have stopped early gives a shorter x that does not reproduce A x.
-    reproduces = outputs.safe_norm(A.apply(other - x)) <= tolerances.rtol * outputs.safe_norm(y)
-    replaced = doubtful & ~clear & answer.converged & reproduces
+    reproduces = outputs.safe_norm(A.apply(shortest_x - x)) <= tolerances.rtol * outputs.safe_norm(y)
+    replaced = doubtful & ~verified & answer.converged & reproduces
     solution = solution.replaced(replaced, answer)
-    codes = torch.where(clear, Status.GRADIENT.code, solution.codes)
-    return replace(solution, codes=codes, converged=solution.converged | clear)
+    codes = torch.where(verified, Status.GRADIENT.code, solution.codes)
+    return replace(solution, codes=codes, converged=solution.converged | verified)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from lsconv.errors import ArgumentError
+from lsconv.krylov.loop.certificate import Tolerances
 from lsconv.krylov.loop.problem import Problem
-from lsconv.krylov.loop.stopping import Tolerances
 
 __all__ = ["IterationState", "Options"]
 

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.loop.batched_scalars import ItemSpace
-from lsconv.krylov.loop.evidence import NullSpaceBound
+from lsconv.krylov.loop.certificate import NullSpaceBound, Tolerances
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
@@ -52,14 +51,14 @@ class Penalised:
         """The damping that is not in the stack: zero with L."""
         return self.damp if self.L is None else torch.zeros_like(self.damp)
 
-    def data_beside_prior(self, y: Tensor, x_prior: Tensor | None) -> Tensor:
+    def data_without_prior(self, y: Tensor, x_prior: Tensor | None) -> Tensor:
         """Return the data of d, ``y - A x_prior``."""
         y = y.detach().to(self.A.dtype)
         return y if x_prior is None else y - self.A.apply(x_prior.detach().to(self.A.dtype))
 
     def data(self, y: Tensor, x_prior: Tensor | None = None) -> Tensor:
         """The data of the stack, ``[y - A x_prior; 0]``."""
-        y = self.data_beside_prior(y, x_prior)
+        y = self.data_without_prior(y, x_prior)
         if not isinstance(self.stack, VStack):
             return y
         A, L = self.stack.operators

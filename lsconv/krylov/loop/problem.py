@@ -21,7 +21,7 @@ from lsconv.operators.dtypes import remedy
 from lsconv.operators.observed import observed
 from lsconv.operators.scipy import OperatorLike
 
-__all__ = ["Problem", "accept_operator", "as_complex", "prepare"]
+__all__ = ["Problem", "accept_operator", "accept_penalty", "as_complex", "prepare"]
 
 
 def accept_operator(A: OperatorLike, b: Any = None, name: str = "A") -> LinearOperator:
@@ -59,6 +59,19 @@ def accept_operator(A: OperatorLike, b: Any = None, name: str = "A") -> LinearOp
     if not isinstance(A, (LinearOperator, Tensor)):
         operator = operator.to(b.device)
     return operator.for_dtype(b.dtype)
+
+
+def accept_penalty(L: OperatorLike, A: LinearOperator) -> LinearOperator:
+    """``L`` as a LinearOperator on the inputs of A, in A's dtype where it has none of its own.
+
+    Raises:
+        ShapeError: it takes other inputs.
+        ArgumentTypeError, DeviceError: as :func:`accept_operator`.
+    """
+    L = accept_operator(L, name="L").for_dtype(A.dtype)
+    if L.in_shape != A.in_shape:
+        raise ShapeError(f"L: in_shape {L.in_shape} differs from that of A, {A.in_shape}")
+    return L
 
 
 def as_complex(tensor: Any, A: LinearOperator) -> Any:
@@ -193,9 +206,9 @@ def prepare(
     damped = damping.expand(batch) if bool((damping > 0).any()) else None
     # values of a DTensor, or under a function transform, cannot be read on the host cheaply
     host_scalars = host_scalars and A.device.type == "cpu" and math.prod(batch) == 1 and type(y) is Tensor
-    plain = damped is None and M is None and N is None and x0 is None
-    plain = plain and multipliers_wanted(A)
-    return Problem(A, y, x0, damped, M, N, torch.Size(batch), nonfinite, host_scalars, plain)
+    undisturbed = damped is None and M is None and N is None and x0 is None  # x is the answer of least norm
+    multipliers = undisturbed and multipliers_wanted(A)
+    return Problem(A, y, x0, damped, M, N, torch.Size(batch), nonfinite, host_scalars, multipliers)
 
 
 def _preconditioner(name: str, P: Any, shape: tuple[int, ...], A: LinearOperator) -> LinearOperator | None:

@@ -144,7 +144,7 @@ class Solution:
         rank: how many singular values of A exceed ``rcond ||A||``, ``batch``; None where the method decides no rank
             (the Krylov methods, the iteration on the border, and damping, which needs none).
         std: standard deviations of x, where they were asked for.
-        excused: where a plan says so, the items whose gradient misses the tolerance by no more than its rounding.
+        excused: the items whose gradient misses the tolerance by no more than its rounding; None: not known.
 
     Example:
         >>> solution = lsconv.cgls(torch.eye(3), torch.tensor([1.0, 2.0, 3.0]))

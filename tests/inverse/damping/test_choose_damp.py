@@ -319,7 +319,7 @@ def test_loose_solves_know_the_slope_of_the_criterion_at_every_damp(penalty: boo
     L = lsconv.Gradient(A.in_shape, dtype=DOUBLE) if penalty else None
     criterion, t = Criterion("gcv", None, 0), torch.tensor(damp, dtype=DOUBLE).log()
     loose, precise = (
-        criterion.root_function(path.evaluate(t.exp(), slope=True), t, path.count)
+        criterion.root_function(path.evaluate(t.exp(), slope=True), t, path.data_count)
         for path in (BorderPath(A, y[None], torch.tensor(1.0), L, probes=2, **how) for how in ({}, {"tolerance": 1e-9}))
     )
     torch.testing.assert_close(loose, precise, rtol=0.02, atol=5e-3)
@@ -398,7 +398,7 @@ def test_an_argument_that_does_not_fit_is_named() -> None:
         choose_damp(A, y, "discrepancy", noise_std=torch.ones(3))
     with pytest.raises(ArgumentError, match="trace: expected"):
         choose_damp(A, y, trace="some")
-    with pytest.raises(ShapeError, match="L: maps"):
+    with pytest.raises(ShapeError, match="L: in_shape"):
         choose_damp(A, y, L=lsconv.Identity((3,)))
     with pytest.raises(MethodError, match='trace: "exact" needs'):
         choose_damp(lsconv.Diagonal(torch.ones(5000)), torch.ones(5000), L=lsconv.Identity((5000,)), trace="exact")

@@ -53,7 +53,7 @@ def test_on_a_circular_convolution_it_is_dense_algebra(penalty: str | None, dila
         return (M @ x - y.flatten()).square().sum(), (P @ x).square().sum(), trace, torch.linalg.slogdet(normal)[1]
 
     rss, norm, trace, logdet = dense(damp**2)
-    assert path.count == A.out_numel
+    assert path.data_count == A.out_numel
     torch.testing.assert_close(e.residual_norm_sq, rss)
     torch.testing.assert_close(e.penalty_norm_sq, norm)
     torch.testing.assert_close(e.trace, trace)
@@ -70,7 +70,7 @@ def test_white_noise_keeps_its_energy_under_the_taper() -> None:
     A = lsconv.Conv2d(torch.ones(1, 1, 5, 5) / 25, (260, 300))
     path = TaperedPath(A, 0.1 * torch.randn(1, *A.out_shape), None)
     e = path.evaluate(torch.tensor(1e3, dtype=DOUBLE))  # the residual is all of the data
-    assert float(e.residual_norm_sq / path.count) == pytest.approx(0.01, rel=0.03)
+    assert float(e.residual_norm_sq / path.data_count) == pytest.approx(0.01, rel=0.03)
 
 
 SCENES = {

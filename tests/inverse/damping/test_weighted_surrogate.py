@@ -10,7 +10,7 @@ from torch import Tensor
 
 import lsconv
 from lsconv.inverse.damping.choose_damp import choose_damp
-from lsconv.inverse.damping.dense_path import DensePath
+from lsconv.inverse.damping.decomposed_path import DensePath
 from lsconv.inverse.damping.rules import Criterion
 from lsconv.inverse.damping.surrogate import TaperedPath
 from lsconv.inverse.damping.weighted_surrogate import (
@@ -65,7 +65,7 @@ def test_the_damp_of_weighted_data_is_within_a_hundredth_of_the_least_criterion(
     criterion = Criterion(rule, torch.ones((), dtype=DOUBLE), 0)
 
     def value(damp: Tensor) -> float:
-        return float(criterion(dense.evaluate(damp), damp.log(), dense.count)[0])
+        return float(criterion(dense.evaluate(damp), damp.log(), dense.data_count)[0])
 
     least = min(value(damp) for damp in scale * torch.logspace(-5, 1, 241, dtype=DOUBLE))
     assert value(chosen.damp) < 1.01 * least
@@ -82,7 +82,7 @@ def test_the_likeness_of_equal_weights_is_that_of_the_convolution(penalised: boo
     L = lsconv.Gradient(A.in_shape, ndim=2, dtype=DOUBLE) if penalised else None
     path = WeightedTaperedPath(A, torch.full(A.out_shape, 3.0, dtype=DOUBLE), y, L)
     known = TaperedPath(A.with_parameters([3 * A.weight.detach()]), y, L, determinant=False)
-    assert torch.equal(torch.as_tensor(path.count, dtype=DOUBLE), torch.as_tensor(known.count, dtype=DOUBLE))
+    assert torch.equal(torch.as_tensor(path.data_count, dtype=DOUBLE), torch.as_tensor(known.data_count, dtype=DOUBLE))
     damp = torch.tensor([0.3], dtype=DOUBLE)
     found, wanted = (p.evaluate(damp, slope=True) for p in (path, known))
     for field in fields(found):
@@ -112,7 +112,9 @@ def test_one_weight_for_all_data_is_moved_into_the_kernel() -> None:
     one[..., 3, 4] = 0
     B = lsconv.Diagonal(one, 1) @ A
     scaled = constant_weight_in_kernel(B)
-    assert weighted_convolution(scaled) is None
+    split = weighted_convolution(scaled)
+    assert split is not None
+    assert split[0].unique().tolist() == [0, 1]
     torch.testing.assert_close(scaled(x), B(x))
     one[..., 3, 4] = 1
     B = lsconv.Diagonal(one, 1) @ A

@@ -13,7 +13,7 @@ import lsconv
 from lsconv.border.missing_blocks import MissingBlocks
 from lsconv.border.plan import BorderPlan
 from lsconv.inverse.plans.missing import MissingBorderPlan, MissingPlan
-from lsconv.inverse.plans.weighted import WeightedPlan
+from lsconv.inverse.plans.normal_iteration import WeightedPlan
 from lsconv.inverse.route import penalty_plan, route
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.observed import MeasuredRows

@@ -15,11 +15,11 @@ import lsconv
 from lsconv.krylov.cg import _CG
 from lsconv.krylov.cgls import _CGLS
 from lsconv.krylov.craig import _CRAIG
+from lsconv.krylov.loop.certificate import Tolerances
 from lsconv.krylov.loop.method import Method
 from lsconv.krylov.loop.monitor import Monitor
 from lsconv.krylov.loop.options import Options
 from lsconv.krylov.loop.problem import Problem
-from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.krylov.lsmr import LSMR
 from lsconv.krylov.lsqr import _LSQR
 from lsconv.krylov.minres import _MINRES

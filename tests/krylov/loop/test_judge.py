@@ -8,10 +8,9 @@ import pytest
 import torch
 
 import lsconv
-from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
+from lsconv.krylov.loop.certificate import NormBounds, NullSpaceBound, RankThreshold, Tolerances
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Status
-from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.elementary import Dense
 
 DTYPES = (torch.float32, torch.float64)

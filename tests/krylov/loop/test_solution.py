@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lsconv.errors import ConvergenceError, ConvergenceWarning
+from lsconv.krylov.loop.certificate import Tolerances, default_rtol
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Status
-from lsconv.krylov.loop.stopping import Tolerances, default_rtol
 from lsconv.krylov.lsqr import lsqr
 from lsconv.operators.elementary import Dense
 

@@ -9,7 +9,7 @@ import torch
 
 import lsconv
 from lsconv.border.plan import BorderPlan
-from lsconv.inverse.plans.separable_then_border import SeparableThenBorderPlan
+from lsconv.inverse.plans.small_matrices import SeparableThenBorderPlan
 from tests.oracles import dense_tikhonov
 
 
@@ -31,7 +31,7 @@ def test_solves_answers_and_adjoints_go_over_to_the_border_and_stay_what_they_we
     assert isinstance(plan, SeparableThenBorderPlan)
     before = inverse.adjoint(v)
     assert not plan.exhausted
-    plan._most = plan.solved
+    plan._paying_solves = plan.solved
     assert plan.exhausted
     solved = plan.solved
     solution = inverse.solve(y)
@@ -41,7 +41,7 @@ def test_solves_answers_and_adjoints_go_over_to_the_border_and_stay_what_they_we
     assert (inverse.adjoint(v) - before).norm() < bound * before.norm()
     assert plan.solved == solved  # it was not asked
     assert inverse.fallback is not None
-    border = inverse.fallback.plan()
+    border = inverse.fallback.plan
     assert isinstance(border, BorderPlan)
     assert border.inverse.direct is not None
     other = inverse.with_damp(0.3)
@@ -52,7 +52,7 @@ def test_solves_answers_and_adjoints_go_over_to_the_border_and_stay_what_they_we
 def test_the_border_is_priced_where_it_has_factors_and_never_without_damping() -> None:
     large = lsconv.pinv(blur(400, 3), damp=0.1).plan
     assert isinstance(large, SeparableThenBorderPlan)
-    assert 0 < large._most < math.inf
+    assert 0 < large._paying_solves < math.inf
     for A, damp in (
         (blur(24), 0.1),
         (blur(24, dtype=torch.float64, padding=2), 0.1),
@@ -60,7 +60,7 @@ def test_the_border_is_priced_where_it_has_factors_and_never_without_damping() -
     ):
         plan = lsconv.pinv(A, damp=damp).plan
         assert isinstance(plan, SeparableThenBorderPlan)
-        assert plan._most == math.inf
+        assert plan._paying_solves == math.inf
 
 
 def test_without_factors_of_the_border_the_plan_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_without_factors_of_the_border_the_plan_stays(monkeypatch: pytest.Monkey
     y = torch.randn(A.out_shape, generator=torch.Generator().manual_seed(1))
     first = inverse(y)
     assert isinstance(inverse.plan, SeparableThenBorderPlan)
-    inverse.plan._most = 1
+    inverse.plan._paying_solves = 1
     monkeypatch.setattr("lsconv.border.normal_inverse.BorderInverse.factorise_if_cheaper", lambda *_: None)
     assert inverse.plan.exhausted
     solution = inverse.solve(y)

@@ -7,8 +7,7 @@ import torch
 
 import lsconv
 from lsconv.inverse.damping.choose_damp import RULES
-from lsconv.inverse.damping.dense_path import DensePath
-from lsconv.inverse.damping.separable_path import SeparablePath
+from lsconv.inverse.damping.decomposed_path import DensePath, SeparablePath
 from lsconv.operators.convolution import Convolution
 
 DOUBLE = torch.float64

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import lsconv
 from lsconv.border.plan import BorderPlan
-from lsconv.inverse.plans.planes import Planes, is_one_sided
 from lsconv.inverse.plans.reduced_plan import ReducedPlan
+from lsconv.inverse.plans.route_costs import Planes, is_one_sided
 from lsconv.inverse.route import route
 from lsconv.operators.convolution import Convolution
 from tests.oracles import dense_tikhonov

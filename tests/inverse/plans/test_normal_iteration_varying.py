@@ -10,7 +10,7 @@ import torch
 
 import lsconv
 from lsconv.inverse.plans.krylov_plan import KrylovPlan
-from lsconv.inverse.plans.varying import VaryingPlan
+from lsconv.inverse.plans.normal_iteration import VaryingPlan
 from lsconv.inverse.route import penalty_plan, route
 
 F64 = torch.float64

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import lsconv
-from lsconv.inverse.plans.lsmr_cost import iteration_work, iterations_needed
+from lsconv.inverse.plans.route_costs import iteration_work, iterations_needed
 
 
 def test_a_long_kernel_costs_transforms_and_a_short_one_its_taps() -> None:

@@ -10,9 +10,11 @@ import torch
 import lsconv
 from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.plan import BorderPlan
-from lsconv.inverse.plans.trial_plan import TrialPlan, _circulant_norm
-from lsconv.inverse.route import fallback_plan, route
-from lsconv.inverse.solve import Fallback, solve
+from lsconv.inverse.fallback import Fallback, fallback_plan
+from lsconv.inverse.plans.certified_lsmr import CertifiedLsmrPlan
+from lsconv.inverse.plans.lsmr_then_border import LsmrThenBorderPlan, _circulant_norm
+from lsconv.inverse.route import route
+from lsconv.inverse.solve import solve
 from lsconv.krylov.loop import batch_groups
 from lsconv.krylov.loop.solution import Status
 from tests.oracles import dense_tikhonov
@@ -29,7 +31,7 @@ def layer(c_out: int = 24, c_in: int = 12, dtype: torch.dtype = torch.float32) -
 @pytest.mark.parametrize("damp", [pytest.param(0.0, marks=pytest.mark.slow), 0.2])
 def test_layers_are_tried_and_answered_as_exactly_as_by_the_border(damp: float, dtype: torch.dtype) -> None:
     A = layer(dtype=dtype)
-    assert isinstance(route(A, damp), TrialPlan)
+    assert isinstance(route(A, damp), LsmrThenBorderPlan)
     y = torch.randn(3, *A.out_shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
     solution = lsconv.lstsq(A, y, damp=damp)
     assert solution.converged.all()
@@ -45,16 +47,16 @@ def test_blurs_and_square_operators_without_damping_are_not_tried() -> None:
     square = lsconv.Conv2d(torch.randn(24, 24, 3, 3), (16, 16), padding=1)
     assert isinstance(route(blur, 0.1), (BorderPlan, CapacitancePlan))
     assert isinstance(route(square, 0.0), (BorderPlan, CapacitancePlan))
-    assert isinstance(route(square, 0.5), TrialPlan)
+    assert isinstance(route(square, 0.5), LsmrThenBorderPlan)
     assert isinstance(route(square, 0.5, method="border"), BorderPlan)
 
 
 def test_a_kernel_of_the_size_of_the_field_is_tried_and_a_strided_blur_where_damping_bounds_the_iterations() -> None:
     wide = lsconv.Conv2d(torch.rand(1, 1, 33, 33) / 33**2, (48, 48), padding=16)
-    assert isinstance(route(wide, 0.1), TrialPlan)
+    assert isinstance(route(wide, 0.1), LsmrThenBorderPlan)
     assert isinstance(route(wide, 0.0), (BorderPlan, CapacitancePlan))
     strided = lsconv.Conv2d(torch.rand(1, 1, 9, 9) / 81, (128, 128), stride=4, padding=4)
-    assert isinstance(route(strided, 0.3), TrialPlan)
+    assert isinstance(route(strided, 0.3), LsmrThenBorderPlan)
     assert isinstance(route(strided, 1e-3), BorderPlan)
 
 
@@ -67,7 +69,7 @@ def test_a_kernel_of_the_size_of_the_field_goes_to_the_border_where_that_is_smal
     groups = 64 if size < 8 else 1
     weight = torch.rand(groups, 1, taps, taps) / taps**2
     A = lsconv.Conv2d(weight, (size, size), padding=taps // 2, groups=groups)
-    assert isinstance(route(A, damp), TrialPlan if tried else BorderPlan)
+    assert isinstance(route(A, damp), LsmrThenBorderPlan if tried else BorderPlan)
     solution = lsconv.lstsq(A, torch.randn(2, *A.out_shape), damp=damp)
     assert bool(solution.converged.all())
 
@@ -76,7 +78,7 @@ def test_a_kernel_of_the_size_of_the_field_goes_to_the_border_where_that_is_smal
 def test_a_volume_is_tried_where_damping_bounds_the_iterations(dtype: torch.dtype) -> None:
     kernel = torch.rand(1, 1, 3, 5, 5, dtype=dtype, generator=torch.Generator().manual_seed(0))
     A = lsconv.Conv3d(kernel / kernel.sum(), (16, 24, 24), padding=(1, 2, 2))
-    assert isinstance(route(A, 0.2), TrialPlan)
+    assert isinstance(route(A, 0.2), LsmrThenBorderPlan)
     assert isinstance(route(A, 1e-3).innermost, BorderPlan)
     y = torch.randn(2, *A.out_shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
     solution = route(A, 0.2).solve(y)
@@ -92,7 +94,7 @@ def test_a_deep_volume_cropped_on_one_side_is_tried_with_the_preconditioner(padd
     kernel = torch.rand(1, 1, 3, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     A = lsconv.Conv3d(kernel / kernel.sum(), (22, 22, 22), padding=padding)
     plan = route(A, 0.5)
-    assert isinstance(plan, TrialPlan)
+    assert isinstance(plan, LsmrThenBorderPlan)
     assert plan.M is not None or plan.N is not None
     assert isinstance(route(A, 1e-4).innermost, BorderPlan)
     flat = lsconv.Conv3d(kernel / kernel.sum(), (5, 22, 22), padding=padding)
@@ -108,7 +110,7 @@ def test_a_strided_blur_that_is_kept_goes_over_to_the_border() -> None:
     weight = torch.rand(1, 1, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     A = lsconv.Conv2d(weight / 81, (128, 128), stride=4, padding=4)
     inverse = lsconv.pinv(A, damp=0.3)
-    assert isinstance(inverse.plan, TrialPlan)
+    assert isinstance(inverse.plan, LsmrThenBorderPlan)
     y = torch.randn(2, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     first = inverse.solve(y)
     while not inverse.plan.exhausted:
@@ -128,11 +130,11 @@ def test_applications_of_the_adjoint_count_as_solves_do() -> None:
     inverse = lsconv.pinv(A, damp=0.3)
     v = torch.randn(2, *A.in_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     first = inverse.adjoint(v)
-    inverse.plan.most = inverse.plan.total
+    inverse.plan.max_iterations = inverse.plan.total
     assert inverse.plan.exhausted
     kept = inverse.adjoint(v)
     assert inverse.fallback is not None
-    assert isinstance(inverse.fallback.plan(), BorderPlan)
+    assert isinstance(inverse.fallback.plan, BorderPlan)
     assert (kept - first).norm() < 1e-8 * first.norm()
 
 
@@ -147,10 +149,10 @@ def test_large_items_are_tried_in_groups_with_their_own_damping(monkeypatch: pyt
     A = lsconv.Conv2d(weight, (12, 12), stride=2, padding=1)
     y = torch.randn(3, 2, *A.out_shape, generator=torch.Generator().manual_seed(1))
     damp = torch.tensor([[0.3, 0.2], [0.5, 0.4], [0.3, 0.3]])
-    whole = TrialPlan(A, damp, 60).solve(y)
+    whole = LsmrThenBorderPlan(A, damp, 60).solve(y)
     monkeypatch.setattr(batch_groups, "CACHE_BYTES", 4 * A.in_numel * 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    plan = TrialPlan(A, damp, 60)
+    plan = LsmrThenBorderPlan(A, damp, 60)
     parts = plan.solve(y)
     assert parts.converged.all()
     assert plan.total == int(parts.iterations.sum())
@@ -165,12 +167,12 @@ def test_large_items_are_tried_in_groups_with_their_own_damping(monkeypatch: pyt
 def test_strongly_damped_planes_are_tried_unless_a_batch_would_cost_more() -> None:
     A = planes()
     plan = route(A, 1.0)
-    assert isinstance(plan, TrialPlan)
-    assert plan.most is not None
+    assert isinstance(plan, LsmrThenBorderPlan)
+    assert plan.max_iterations is not None
     assert plan.expected is not None
     y = torch.randn(A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     assert not plan.gives_way(y[None])
-    assert plan.gives_way(y.expand(1 + int(2 * plan.most / plan.expected), *A.out_shape))
+    assert plan.gives_way(y.expand(1 + int(2 * plan.max_iterations / plan.expected), *A.out_shape))
     item = y[:1].expand(A.out_shape).clone()
     solution = plan.solve(item)
     assert solution.converged
@@ -183,7 +185,7 @@ def test_planes_with_less_damping_and_batches_of_planes_go_to_the_border() -> No
     A = planes()
     assert isinstance(route(A, 0.005), BorderPlan)
     inverse = lsconv.pinv(A, damp=1.0)
-    items = 1 + int(2 * inverse.plan.most / inverse.plan.expected)
+    items = 1 + int(2 * inverse.plan.max_iterations / inverse.plan.expected)
     y = torch.randn(items, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     solution = inverse.solve(y)
     assert solution.converged.all()
@@ -198,12 +200,12 @@ def test_a_layer_that_is_kept_goes_over_to_factors_where_a_solve_with_them_costs
     y = torch.randn(8, 48, 48, generator=torch.Generator().manual_seed(1))
     A = lsconv.Conv2d(weight, (48, 48), padding=1)
     inverse = lsconv.pinv(A, damp=0.1)
-    assert isinstance(inverse.plan, TrialPlan)
+    assert isinstance(inverse.plan, LsmrThenBorderPlan)
     first = inverse.solve(y)
     for _ in range(4):
         kept = inverse.solve(y)
     assert inverse.plan.exhausted
-    border = inverse.fallback.plan()
+    border = inverse.fallback.plan
     assert isinstance(border, BorderPlan)
     assert border.inverse.direct is not None
     assert kept.converged.all()
@@ -216,13 +218,13 @@ def test_a_tall_layer_with_little_damping_ends_in_the_trial_and_rounding_does_no
     weight = torch.randn(24, 3, 3, 3, generator=torch.Generator().manual_seed(0))
     tall = lsconv.Conv2d(weight, (20, 20), padding=1)
     y = torch.randn(2, *tall.out_shape, generator=torch.Generator().manual_seed(1))
-    found = TrialPlan(tall, 1e-3, 60).solve(y)
+    found = LsmrThenBorderPlan(tall, 1e-3, 60).solve(y)
     assert found.converged.all()
     exact = dense_tikhonov(tall, y, 1e-3).flatten(1)
     assert (found.x.double().flatten(1) - exact).norm() < 3e-5 * exact.norm()
     weight[:, 2] = weight[:, 0]  # a null space
     deficient = lsconv.Conv2d(weight, (20, 20), padding=1)
-    found = TrialPlan(deficient, 1e-2, 200).solve(y)
+    found = LsmrThenBorderPlan(deficient, 1e-2, 200).solve(y)
     assert found.converged.all()
     apart = (found.x[:, 2] - found.x[:, 0]).double().norm()
     assert apart < 1e-6 * found.x.double().norm()
@@ -235,7 +237,7 @@ def test_gradients_in_single_precision_arrive_and_are_those_in_double() -> None:
     def gradient(weight: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         weight = weight.clone().requires_grad_()
         A = lsconv.Conv2d(weight, (40, 40), padding=1)
-        assert isinstance(route(A, 0.05), TrialPlan)
+        assert isinstance(route(A, 0.05), LsmrThenBorderPlan)
         x = lsconv.lstsq(A, y, damp=0.05).x
         return torch.autograd.grad((x * torch.arange(float(x.numel())).reshape(x.shape).cos()).sum(), weight)[0]
 
@@ -246,11 +248,11 @@ def test_gradients_in_single_precision_arrive_and_are_those_in_double() -> None:
 def test_a_trial_on_its_way_to_the_end_may_take_twice_its_limit() -> None:
     A = layer(dtype=torch.float64)
     y = torch.randn(2, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    needed = int(TrialPlan(A, 0.2, 500).solve(y).iterations.max())
-    going = TrialPlan(A, 0.2, round(0.7 * needed)).solve(y)
+    needed = int(LsmrThenBorderPlan(A, 0.2, 500).solve(y).iterations.max())
+    going = LsmrThenBorderPlan(A, 0.2, round(0.7 * needed)).solve(y)
     assert going.converged.all()
     assert int(going.iterations.max()) == needed
-    ended = TrialPlan(A, 0.2, needed // 4).solve(y)
+    ended = LsmrThenBorderPlan(A, 0.2, needed // 4).solve(y)
     assert not ended.converged.any()
     assert int(ended.iterations.max()) <= needed // 4 + 1
 
@@ -260,16 +262,17 @@ def test_a_trial_on_its_way_to_the_end_may_take_twice_its_limit() -> None:
 def test_the_border_solves_for_items_that_a_trial_leaves_unconverged(damp: float) -> None:
     A = layer(12, 24, torch.float64)  # more unknowns than equations
     y = torch.randn(2, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    short = TrialPlan(A, damp, 2)
-    healthy = torch.zeros(2, dtype=torch.bool)
+    short = LsmrThenBorderPlan(A, damp, 2)
+    nonfinite = torch.zeros(2, dtype=torch.bool)
     alone = short.solve(y)
     assert not alone.converged.any()
     assert alone.status == [Status.ITERATION_LIMIT] * 2
     assert int(alone.iterations.max()) <= 2
     fallback = Fallback(A, damp, short)
-    solution = solve(short, y, healthy, fallback=fallback)
+    solution, backward = solve(short, y, nonfinite, fallback=fallback)
     assert solution.converged.all()
-    assert fallback.answering is not short
+    assert backward is fallback.plan
+    assert backward is not short
     exact = dense_tikhonov(A, y, damp).flatten(1)
     assert (solution.x.flatten(1) - exact).norm() < 1e-8 * exact.norm()
 
@@ -277,7 +280,7 @@ def test_the_border_solves_for_items_that_a_trial_leaves_unconverged(damp: float
 def test_the_fallback_of_a_large_trial_is_the_border() -> None:
     A = lsconv.Conv2d(torch.randn(24, 12, 3, 3), (40, 40), stride=2, padding=1)
     plan = route(A, 0.3)
-    assert isinstance(plan, TrialPlan)
+    assert isinstance(plan, LsmrThenBorderPlan)
     assert isinstance(fallback_plan(A, 0.3, plan, None), BorderPlan)
 
 
@@ -309,7 +312,7 @@ def test_gradients_are_those_of_the_dense_answer(damp: float) -> None:
 def test_the_kept_plan_answers_and_its_adjoint_fits() -> None:
     A = layer(dtype=torch.float64)
     inverse = lsconv.pinv(A, damp=0.2)
-    assert isinstance(inverse.plan, TrialPlan)
+    assert isinstance(inverse.plan, LsmrThenBorderPlan)
     y = torch.randn(2, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(inverse(y).flatten(1), dense_tikhonov(A, y, 0.2).flatten(1), rtol=1e-7, atol=1e-8)
     assert inverse.dot_test() < 1e-7
@@ -332,7 +335,7 @@ def test_a_long_response_is_tried_with_the_preconditioner_and_a_plan_that_is_kep
 ) -> None:
     A, y = response(720, size, padding, dtype)
     inverse = lsconv.pinv(A, damp=0.1)
-    assert isinstance(inverse.plan, TrialPlan)
+    assert isinstance(inverse.plan, LsmrThenBorderPlan)
     exact, bound = dense_tikhonov(A, y, 0.1).flatten(1), 1e-5 if dtype == torch.float32 else 1e-8
     x = inverse(y)
     assert x.dtype == dtype
@@ -360,7 +363,7 @@ def test_two_microphones_are_two_responses() -> None:
     A, _ = response(720, 900, 0, torch.float64)
     both = lsconv.Conv1d(torch.cat([A.weight, A.weight.flip(-1)]), 900, groups=2)
     plan = route(both, 0.1)
-    assert isinstance(plan, TrialPlan)
+    assert isinstance(plan, LsmrThenBorderPlan)
     assert plan.M is not None
     y = torch.randn(2, 181, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     solution = lsconv.lstsq(both, y, damp=0.1)
@@ -372,7 +375,7 @@ def test_two_microphones_are_two_responses() -> None:
 
 def test_the_gradient_through_a_long_response_is_that_of_the_dense_answer() -> None:
     A, y = response(720, 900, 0, torch.float64)
-    assert isinstance(route(A, 0.1), TrialPlan)
+    assert isinstance(route(A, 0.1), LsmrThenBorderPlan)
     cotangent = torch.randn(2, 900, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
     def gradients(answer: str) -> tuple[torch.Tensor, ...]:
@@ -402,16 +405,15 @@ def test_preconditioned_lsmr_solves_for_items_that_the_border_of_a_volume_leaves
     y = torch.randn(2, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     plan = BorderPlan(A, 1e-3)
     fallback = Fallback(A, 1e-3, plan)
-    assert plan.patience is not None
-    other = fallback.plan()
-    assert isinstance(other, TrialPlan)
-    assert other.most is None
-    healthy = torch.zeros(2, dtype=torch.bool)
+    assert plan.fallback_after is not None
+    other = fallback.plan
+    assert type(other) is CertifiedLsmrPlan
+    nonfinite = torch.zeros(2, dtype=torch.bool)
     with pytest.warns(lsconv.ConvergenceWarning):
-        solution = solve(plan, y, healthy, fallback=fallback, max_iter=3)
+        solution, _ = solve(plan, y, nonfinite, fallback=fallback, max_iter=3)
     assert not solution.converged.any()  # the limit of the user's is one for all
-    plan.patience = 3
-    solution = solve(plan, y, healthy, fallback=fallback)
+    plan.fallback_after = 3
+    solution, _ = solve(plan, y, nonfinite, fallback=fallback)
     assert solution.converged.all()
     M = A.to_dense()
     z = torch.linalg.solve(M @ M.mT + 1e-6 * torch.eye(M.shape[0], dtype=M.dtype), y.flatten(1).mT)
@@ -463,8 +465,8 @@ def test_the_norm_of_the_circulant_is_a_close_bound_with_strides_too(
 def test_lsmr_is_tried_on_depthwise_blurs_with_a_stride_and_on_small_batches_of_layers() -> None:
     generator = torch.Generator().manual_seed(0)
     depthwise = lsconv.Conv2d(torch.randn(32, 1, 3, 3, generator=generator), (48, 48), padding=1, stride=2, groups=32)
-    assert isinstance(route(depthwise, 0.1 * float(lsconv.norm(depthwise))), TrialPlan)
+    assert isinstance(route(depthwise, 0.1 * float(lsconv.norm(depthwise))), LsmrThenBorderPlan)
     layer = lsconv.Conv2d(torch.randn(8, 8, 3, 3, generator=generator), (24, 24), padding=1)
     plan = route(layer, 0.1 * float(lsconv.norm(layer)))
-    assert isinstance(plan, TrialPlan)
+    assert isinstance(plan, LsmrThenBorderPlan)
     assert not plan.gives_way(torch.zeros(8, *layer.out_shape))

@@ -1,6 +1,8 @@
-"""The volumes that are answered as images whose channels are their planes, and what the setup of that costs.
+"""The costs of the routes of a convolution: LSMR, the setup of the border, and a volume as an image of its planes.
 
-The border of an image is a curve, which is small enough to be factorised; that of a volume is a surface, which is not.
+The unit of work is that of the border's cost model, an operation of a factorisation. The border of an image is a curve,
+which is small enough to be factorised; that of a volume is a surface, which is not, so that a volume of few planes is
+answered as an image whose channels are its planes.
 """
 
 from __future__ import annotations
@@ -12,15 +14,67 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lsconv.border.cost_model import direct_plan_cost, plan_bytes
 from lsconv.fourier.embedding import Embedding
-from lsconv.inverse.plans.lsmr_cost import SETUP_BYTE_WORK, iteration_work, iterations_needed
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution, norm_bound
+from lsconv.operators.convolution_cost import matrix_operations
+from lsconv.operators.dtypes import direct_rtol
 from lsconv.operators.fft_convolution import good_fft_length
 from lsconv.operators.memory import allowed_bytes
 
-__all__ = ["Planes", "is_one_sided"]
+__all__ = [
+    "CALL_OVERHEAD",
+    "Planes",
+    "border_iteration_work",
+    "border_setup_work",
+    "is_one_sided",
+    "iteration_work",
+    "iterations_needed",
+]
+
+# The setup of the border takes the time of this many operations of a factorisation for each byte of its plan, be it one
+# that iterates or, beside their own operations, the factors.
+_SETUP_BYTE_WORK = 25
+# The overhead of calling torch in one iteration of LSMR, in operations: a third of that in one on the border.
+CALL_OVERHEAD = 8e6
+
+
+def border_setup_work(A: Convolution, damp_shape: tuple[int, ...] = ()) -> float:
+    """The work of the first solve by the border: with factors, or by iteration where these cost more or do not fit.
+
+    With a stride, factors of many groups are left out of the comparison: they take several times longer than their
+    operations suggest.
+    """
+    factors, iterated = direct_plan_cost(A, damp_shape), border_iteration_work(A, damp_shape)
+    fit = factors.peak_bytes <= allowed_bytes(None, A.device)
+    counts = fit and (A.groups == 1 or set(A.stride) == {1})
+    direct = factors.setup_work + factors.solve_work + _SETUP_BYTE_WORK * factors.peak_bytes
+    return min(direct, iterated) if counts else iterated
+
+
+def border_iteration_work(A: Convolution, damp_shape: tuple[int, ...] = ()) -> float:
+    """The work of the first solve by the border where it iterates."""
+    return _SETUP_BYTE_WORK * plan_bytes(A, damp_shape)
+
+
+def iteration_work(A: Convolution) -> float:
+    """The work of one iteration of LSMR, which applies A and its adjoint."""
+    return matrix_operations(A.nanoseconds(transposed=False) + A.nanoseconds(transposed=True)) + CALL_OVERHEAD
+
+
+def iterations_needed(A: Convolution, damp: Tensor | float, norm: Tensor) -> Tensor:
+    """The number of iterations after which the bound of conjugate gradients meets the tolerance rtol, per item.
+
+    It is ``log(2 / rtol) ||A|| / (2 damp)``, with the default rtol of the direct methods.
+
+    Args:
+        A: the operator.
+        damp: the damping, > 0, a number or one per batch item.
+        norm: an upper bound of ``||A||``, per item.
+    """
+    return 0.5 * norm / torch.as_tensor(damp, dtype=torch.float64, device=A.device) * math.log(2 / direct_rtol(A.dtype))
 
 
 @dataclass(frozen=True)
@@ -67,8 +121,8 @@ class Planes:
             border = max(n, m) if one_sided else n + m
             # the symbol, the smaller normal matrix and its inverse, the border and its kernel
             needed = frequencies * (n * m + 2 * smaller**2 + 3 * border**2) * A.dtype.to_complex().itemsize
-            # beside SETUP_BYTE_WORK, complex products and inverses take four real operations for each number and row
-            found.append(cls(axis, needed, (SETUP_BYTE_WORK + 4 * border) * needed))
+            # beside _SETUP_BYTE_WORK, complex products and inverses take four real operations for each number and row
+            found.append(cls(axis, needed, (_SETUP_BYTE_WORK + 4 * border) * needed))
         cheapest = min(found, key=lambda planes: planes.work, default=None)
         return cheapest if cheapest is not None and cheapest.bytes <= allowed_bytes(memory_limit, A.device) else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import lsconv
-from lsconv.inverse.damping.dense_path import DensePath
+from lsconv.inverse.damping.decomposed_path import DensePath
 
 DOUBLE = torch.float64
 
