@@ -40,8 +40,8 @@ def border_setup_work(A: Convolution, damp_shape: tuple[int, ...] = ()) -> float
     factors, iterated = direct_plan_cost(A, damp_shape), border_iteration_work(A, damp_shape)
     fit = factors.peak_bytes <= allowed_bytes(None, A.device)
     counts = fit and (A.groups == 1 or set(A.stride) == {1})
-    setup_work = factors.setup_work + factors.solve_work + SETUP_BYTE_WORK * factors.peak_bytes
-    return min(setup_work, iterated) if counts else iterated
+    work = factors.setup_work + factors.solve_work + SETUP_BYTE_WORK * factors.peak_bytes
+    return min(work, iterated) if counts else iterated
 
 
 def border_iteration_work(A: Convolution, damp_shape: tuple[int, ...] = ()) -> float:
