@@ -80,6 +80,7 @@ class CrossedBorder:
 
 def is_even(spectrum: Tensor, condition: float) -> bool:
     """Tell whether a real operator is even along both axes, up to the rounding that its condition amplifies."""
+    spectrum = torch.view_as_real(spectrum) if spectrum.is_complex() else spectrum
     other = spectrum.flip(1).roll(1, 1)
     rounding = 100 * torch.finfo(spectrum.dtype).eps * condition
     return bool(torch.linalg.vector_norm(spectrum - other) <= rounding * torch.linalg.vector_norm(spectrum))

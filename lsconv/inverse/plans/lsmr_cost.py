@@ -25,7 +25,8 @@ __all__ = [
     "iterations_needed",
 ]
 
-# The setup of the border takes the time of this many operations of a factorisation for each byte of its plan.
+# The setup of the border takes the time of this many operations of a factorisation for each byte of its plan, be it one
+# that iterates or, beside their own operations, the factors.
 SETUP_BYTE_WORK = 25
 # The overhead of calling torch in one iteration of LSMR, in operations: a third of that in one on the border.
 CALLS = 8e6
@@ -39,7 +40,7 @@ def border_setup_work(A: Convolution, damp_shape: tuple[int, ...] = ()) -> float
     factors, iterated = direct_work(A, damp_shape), border_iteration_work(A, damp_shape)
     fit = factors.bytes <= allowed_bytes(None, A.device)
     counts = fit and (A.groups == 1 or set(A.stride) == {1})
-    return min(factors.setup + factors.solve, iterated) if counts else iterated
+    return min(factors.setup + factors.solve + SETUP_BYTE_WORK * factors.bytes, iterated) if counts else iterated
 
 
 def border_iteration_work(A: Convolution, damp_shape: tuple[int, ...] = ()) -> float:

@@ -85,6 +85,8 @@ class ItemSpace:
 
     def norm(self, v: Tensor) -> Tensor:
         """The Euclidean norm of every item, ``batch``."""
+        if v.is_complex() and self.item_shape:
+            v = _real_view(v)
         total: Tensor
         if not self.item_shape:
             total = v.abs()
@@ -172,9 +174,11 @@ class OneItem(ItemSpace):
 
     def norm(self, v: Tensor) -> Scalar:
         """Euclidean norm."""
+        if v.is_complex() and self.item_shape and v.is_contiguous():
+            v = _real_view(v)
         if v.dtype in _DOUBLE:
             return torch.linalg.vector_norm(v).item()
-        row = _row_length(math.prod(self.item_shape))
+        row = _row_length(v.numel())
         if row is None or not v.is_contiguous():  # a tensor that is not contiguous would be copied
             return super().norm(v).item()
         rows = torch.linalg.vector_norm(v.reshape(-1, row), dim=-1)
@@ -212,6 +216,11 @@ class OneItem(ItemSpace):
     def active(self, running: Scalar) -> Scalar:
         """1 while the item is running."""
         return 1.0 if running else 0.0
+
+
+def _real_view(v: Tensor) -> Tensor:
+    """Complex vectors as real ones of twice the length and the same norm, which torch finds many times faster."""
+    return torch.view_as_real(v.resolve_conj()).flatten(-2)
 
 
 @functools.cache
