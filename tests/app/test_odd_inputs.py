@@ -198,7 +198,7 @@ def test_a_folder_of_everything_restores_what_is_an_image_and_says_the_rest_in_o
     Path("notes.txt").write_text("none")
     Path(".hidden.png").touch()
     os.chdir("..")
-    code, out, error = leave("deblur", "in", "--box", 3, "--damp", 0.3, "-o", "out", "--report", "page")
+    code, out, error = leave("deblur", "in", "--box", 3, "--damp", 0.3, "-o", "out")
     assert code == 2
     assert "Traceback" not in error
     refused = [name for name in REFUSED if not name.endswith(".zarr")]
@@ -207,10 +207,25 @@ def test_a_folder_of_everything_restores_what_is_an_image_and_says_the_rest_in_o
     for name in refused:
         assert sum(f"in/{name}" in line for line in lines) >= 1, name
     assert all(line.startswith("lsconv: ") for line in lines)
-    assert out.count("\n") == len(SERVED) + 2  # and behind.png and the page
+    assert out.count("\n") == len(SERVED) + 1  # and behind.png
+
+
+@pytest.mark.slow
+def test_reports_on_odd_names_and_odd_values_are_drawn_and_linked_to(leave: Leave) -> None:
+    values = ("huge.npy", "tiny.npy", "constant.png", "black.png", "smallest.png", "hole.npy", "stack.tif")
+    names = [name for name in SERVED if not re.fullmatch(r"[a-z][a-z-]*\.(png|npy|tif)", name) or name in values]
+    assert len(names) == len(values) + 6
+    Path("in").mkdir()
+    os.chdir("in")
+    for name in names:
+        SERVED[name](name)
+    os.chdir("..")
+    code, out, error = leave("deblur", "in", "--box", 3, "--damp", 0.3, "-o", "out", "--report", "page")
+    assert code == 0, error
+    assert out.count("\n") == len(names) + 1  # and the page
     drawn = set(os.listdir("page")) - {"index.html"}
     kinds = ("png", "data.png", "restoration.png")
-    assert drawn == {f"{name}.{kind}" for name in [*SERVED, "behind.png"] for kind in kinds}
+    assert drawn == {f"{name}.{kind}" for name in names for kind in kinds}
     page = Path("page/index.html").read_text(encoding="utf-8")
     linked_to = {os.fsdecode(unquote_to_bytes(name)) for name in re.findall("src='([^']*)'", page)}
     assert linked_to == drawn
