@@ -118,7 +118,7 @@ class CostModel:
         blocks: independent systems.
         cells: grid cells, per channel, that one product with the system transforms.
         channels: its channels.
-        definite: whether it is definite; an iteration costs a third then.
+        definite: whether it is definite; elsewhere an iteration costs three times as much.
     """
 
     blocks: int

@@ -102,7 +102,7 @@ class NormalInverse(ABC):
         return self.problem.null_space_reason(deficient=self._deficient)
 
     def factorise_if_cheaper(self, batch: tuple[int, ...], solves: int = 1) -> DirectInverse | None:
-        """Make the factors if they cost less than ``solves`` solves by iteration, and return them.
+        """Factorise if cheaper than ``solves`` solves by iteration; return the factors of a direct pass, if any.
 
         Args:
             batch: the batch shape.
@@ -267,7 +267,7 @@ class BorderInverse(NormalInverse):
         return self.border.size
 
     def factorise_if_cheaper(self, batch: tuple[int, ...], solves: int = 1) -> DirectInverse | None:
-        """Make the factors if they cost less than ``solves`` solves by iteration, and return them."""
+        """Factorise if cheaper than ``solves`` solves by iteration; return the factors of a direct pass, if any."""
         undecided = self._replacement is None and self._border_system is None
         if undecided and self.policy.should_factorise(self.embedding.split_batch(batch)[1], solves):
             self.factorise()

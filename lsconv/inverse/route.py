@@ -106,8 +106,8 @@ def route(
 
     A volume of one channel a group and few planes along an axis goes to "border" as an image whose channels are these
     planes (:class:`Planes`). "border" is direct (:class:`CapacitancePlan`) for ``damp = 0`` and a square operator whose
-    border can be factorised in the time of some two hundred iterations, and otherwise iterates on the border
-    (:class:`BorderPlan`).
+    border can be factorised in the time of some two hundred iterations; otherwise it solves by factors of the border
+    where these cost less than iterations on it, and iterates elsewhere (:class:`BorderPlan`).
 
     A Krylov method is used as asked for, where it solves the problem posed:
 

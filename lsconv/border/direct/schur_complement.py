@@ -67,9 +67,8 @@ def column_blocks(
     row_channels, top = (1, (height + 1) // 2) if even else (channels, height)
     entries = torch.zeros((), dtype=torch.float64, device=device)
     if strip is None or not definite:
-        kernel = along.inverse(row_kernels.movedim(2, -1))[
-            ..., : border.width
-        ]  # blocks, rows, channels, channels, columns
+        # blocks, rows, channels, channels, columns
+        kernel = along.inverse(row_kernels.movedim(2, -1))[..., : border.width]
         rows_above = torch.arange(height, device=device)
         present = rows_above < torch.tensor(border.rows, device=device)[:, None]
         lags = (rows_above[:top, None] - rows_above) % border.grid[0]
