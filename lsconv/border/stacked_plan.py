@@ -98,7 +98,7 @@ class StackedPlan(PenalisedPlan):
         self.problem = Penalised(A.with_parameters([A.weight.detach()]).to(dtype=double(A.dtype)), self.damp, precise_L)
         self.precise = self.problem.stack
         of_unit = Penalised(scaled.to(dtype=double(A.dtype)), self.damp / self.unit, precise_L)
-        self.scaled, self.scaled_damp = of_unit.stack, of_unit.shift
+        self.scaled, self.scaled_damp = of_unit.stack, of_unit.identity_damp
         self.x_in_range_of_adjoint = self.inverse.side == "residual"
         self.observed_inputs: Tensor | None = None  # all, as L reads every input
 

@@ -309,7 +309,7 @@ class MissingBorderPlan(MissingPlan):
         core = core.with_parameters([core.weight.detach() * self._root_weight.reshape(())])
         terms, L = common_grid_filters(core, L), None if L is None else L.to(dtype=core.dtype)
         self.masked_problem = Penalised(Mask(~lost, dtype=core.dtype) @ core, self.damp, L)
-        self.scaled, self.scaled_damp = self.masked_problem.stack, self.masked_problem.shift
+        self.scaled, self.scaled_damp = self.masked_problem.stack, self.masked_problem.identity_damp
         self.unit, self.observed_inputs, self.factor_dtype = torch.ones_like(self.damp), None, core.weight.real.dtype
         floor = least_shift(self.factor_dtype, damped=True)
         self.inverse = normal_inverse(Request.of(core, self.damp, terms, floor=floor, missing=lost))

@@ -61,7 +61,7 @@ class NormalIteration(PenalisedPlan):
         self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
         self.precise = A.to(dtype=double(A.dtype))
         self.problem = Penalised(self.precise, self.damp, None if L is None else L.to(dtype=self.precise.dtype))
-        self.stack, self.mu = self.problem.stack, self.problem.shift.square()
+        self.stack, self.mu = self.problem.stack, self.problem.identity_damp.square()
         self.space, self.images = (
             ItemSpace(shape, self.precise.dtype, A.device) for shape in (A.in_shape, self.stack.out_shape)
         )

@@ -47,7 +47,7 @@ class Penalised:
         return A if L is None else VStack([A, L * torch.as_tensor(self.damp, dtype=A.dtype, device=A.device)])
 
     @functools.cached_property
-    def shift(self) -> Tensor:
+    def identity_damp(self) -> Tensor:
         """The damping that is not in the stack: zero with L."""
         return self.damp if self.L is None else torch.zeros_like(self.damp)
 
@@ -68,7 +68,7 @@ class Penalised:
 
     def judge(self, tolerances: Tolerances, dtype: torch.dtype, **evidence: Any) -> Judge:
         """Return the judge of the stack for an x returned in this dtype; with L it bounds no null-space part."""
-        judge = Judge(self.stack, tolerances, self.shift, dtype, **evidence)
+        judge = Judge(self.stack, tolerances, self.identity_damp, dtype, **evidence)
         return judge if self.L is None else replace(judge, null_space=NullSpaceBound())
 
     def solution(self, judge: Judge, d: Tensor, y: Tensor, *, x_prior: Tensor | None = None, **how: Any) -> Solution:
